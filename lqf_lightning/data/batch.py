@@ -1,0 +1,19 @@
+"""The batch that every method and callback receives."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One mini-batch whose samples know their position in the manifest.
+
+    Attributes:
+        input: Images (B, 3, H, W), or a tuple of such tensors when a sample has several views.
+        target: Class positions (B,), int64.
+        index: Rows of the run's manifest (B,), int64; unique within one split.
+    """
+
+    input: Any
+    target: Tensor
+    index: Tensor
