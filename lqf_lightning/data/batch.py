@@ -16,4 +16,4 @@ class Batch(NamedTuple):
 
     input: Any
     target: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here

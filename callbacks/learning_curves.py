@@ -1,0 +1,119 @@
+"""Pictures of a run: loss and accuracy over epochs, and a confusion matrix of the test set."""
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from .pictures import save_picture
+
+_CURVES = ("train/loss", "val/loss", "train/acc", "val/acc")
+_PROBE = "val/linear_probe_acc"
+
+
+class LearningCurves(Callback):
+    """Draws ``pictures/learning_curves.png`` after every epoch and ``pictures/confusion.png`` after the test.
+
+    The curves go on where they were when a run is resumed.
+    """
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+        self._matrix: MulticlassConfusionMatrix | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the epoch's metrics and draw again."""
+        metrics = trainer.callback_metrics  # reduced over ranks when read, hence read on every rank
+        row = {name: float(metrics[name]) for name in (*_CURVES, _PROBE) if name in metrics}
+        self.history.append({"epoch": trainer.current_epoch, **row})
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        save_picture(trainer, draw_learning_curves(self.history), "learning_curves", upload=last)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._matrix = MulticlassConfusionMatrix(len(_classes(pl_module))).to(pl_module.device)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Count the predictions of a batch."""
+        if self._matrix is not None:
+            self._matrix.update(outputs["logits"], batch.target)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the confusion matrix."""
+        if self._matrix is not None:
+            counts = self._matrix.compute()
+            save_picture(trainer, draw_confusion(counts.cpu(), _classes(pl_module)), "confusion")
+            self._matrix = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history so far."""  # noqa: DOC201 Lightning's contract
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the history of the interrupted run."""
+        self.history = list(state_dict["history"])
+
+
+def draw_learning_curves(history: list[dict[str, float]]) -> Figure:
+    """Loss and accuracy over epochs, for training and validation.
+
+    Args:
+        history: One dictionary per epoch, with "epoch" and metric values.
+
+    Returns:
+        A figure of two panels.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = dict(zip(("loss", "acc"), figure.subplots(1, 2), strict=True))
+    for curve, style in zip(_CURVES, ("o-", "s-", "o-", "s-"), strict=True):
+        stage, _, name = curve.partition("/")
+        points = [(row["epoch"] + 1, row[curve]) for row in history if curve in row]
+        if points:
+            panels[name].plot(*zip(*points, strict=True), style, label=stage, markersize=4)
+    if _PROBE in history[-1]:
+        panels["acc"].axhline(history[-1][_PROBE], color="gray", linestyle="--", label="val, linear probe")
+    for name, title in (("loss", "loss"), ("acc", "accuracy")):
+        panels[name].set(xlabel="epoch", title=title)
+        panels[name].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[name].grid(alpha=0.3)
+        panels[name].legend()
+    return figure
+
+
+def draw_confusion(counts: Tensor, classes: list[str]) -> Figure:
+    """Share of each true class (row) that was given each predicted class (column).
+
+    Args:
+        counts: Numbers of samples (C, C), true class by predicted class.
+        classes: Class names.
+
+    Returns:
+        A figure; cells carry counts where there is room for them.
+    """
+    number = len(classes)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(4 + 0.28 * number, 16)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, shrink=0.7, label="share of the true class")
+    axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {counts.diagonal().sum() / counts.sum():.4f}")
+    if number <= 60:
+        axes.set_xticks(range(number), classes, rotation=90)
+        axes.set_yticks(range(number), classes)
+    if number <= 20:
+        for row, column in torch.nonzero(counts).tolist():
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=color, fontsize=8)
+    return figure
+
+
+def _classes(module: LightningModule) -> list[str]:
+    classes: list[str] = module.classes  # type: ignore[assignment]
+    return classes

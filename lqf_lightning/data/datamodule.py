@@ -1,0 +1,248 @@
+"""From a source of images to the batches of one process."""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from lqf_lightning.data.augmentation import NoAugmentation
+from lqf_lightning.data.batch import Batch
+from lqf_lightning.data.dataset import Collate, ImageDataset, Record
+from lqf_lightning.data.images import Images
+from lqf_lightning.data.loader import TrainingLoader
+from lqf_lightning.data.manifest import Manifest
+from lqf_lightning.data.option import check_option
+from lqf_lightning.data.plan import Plan
+from lqf_lightning.data.pool import Pool
+from lqf_lightning.data.refusals import refuse_unusable
+from lqf_lightning.data.sampler import TrainingSampler, UnpaddedSampler
+from lqf_lightning.data.source import Source
+from lqf_lightning.data.world import World
+
+Normalization = tuple[Sequence[float], Sequence[float]]
+
+
+class ImageDataModule(LightningDataModule):
+    """Image classification data with one index per sample.
+
+    `setup()` lists the samples, refuses what cannot be trained on and builds the manifest; it needs no trainer. The
+    loaders need `normalization`, which belongs to the backbone. They divide the samples over the processes themselves:
+    use a trainer with `use_distributed_sampler=False`.
+
+    Args:
+        source: Where the images come from.
+        image_size: Side of the square that the network sees, in pixels.
+        crop_fraction: Share of the shorter side that evaluation keeps.
+        augmentation: Called with `size` and `crop_fraction`, gives the transform of training images; None: none.
+        batch_size: Samples per training step of all processes together.
+        eval_batch_size: Samples per evaluation step of all processes together; None: as in training.
+        drop_last: Leave out the training samples that do not fill a batch.
+        num_workers: Worker processes per loader; None: 0 for images in memory, else the cores of this process up to 8.
+        val_fraction: Share of every class held out of training when the data set has no validation split.
+        split_seed: Decides which.
+        shots: Training images per class; None: all.
+        subset_ratio: Share of the training images; a smaller share is a subset of a larger one.
+        subset_seed: Decides which, for both.
+        label_noise: Share of the training images that get the label of another class.
+        noise_seed: Decides which, and which label.
+        cache_images: Keep resized images in memory where no augmentation is drawn.
+        manifest: Manifest of an earlier run; its samples keep index, split and label.
+        seed: Decides order and augmentation.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        image_size: int = 224,
+        crop_fraction: float = 0.875,
+        augmentation: Callable[..., Callable[[Image.Image], Image.Image]] | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        drop_last: bool = False,
+        num_workers: int | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        shots: int | None = None,
+        subset_ratio: float = 1.0,
+        subset_seed: int = 0,
+        label_noise: float = 0.0,
+        noise_seed: int = 0,
+        cache_images: bool = False,
+        manifest: str | Path | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_option("image_size", image_size, image_size >= 1, "at least 1", 224)
+        check_option("crop_fraction", crop_fraction, 0 < crop_fraction <= 1, "above 0 and at most 1", 0.875)
+        check_option("batch_size", batch_size, batch_size >= 1, "at least 1", 32)
+        at_once = batch_size if eval_batch_size is None else eval_batch_size
+        check_option("eval_batch_size", eval_batch_size, at_once >= 1, "null or at least 1", "null")
+        check_option("num_workers", num_workers, num_workers is None or num_workers >= 0, "null or at least 0", "null")
+        if cache_images and num_workers:
+            raise ValueError(
+                f"data.cache_images=true keeps images in the main process, but data.num_workers={num_workers} loads "
+                "them in others; set data.num_workers=0"
+            )
+        self.source = source
+        self.image_size = image_size
+        self.crop_fraction = crop_fraction
+        self.batch_size = batch_size
+        self.eval_batch_size = at_once
+        self.drop_last = drop_last
+        self.num_workers = 0 if num_workers is None and (source.in_memory or cache_images) else num_workers
+        self.cache_images = cache_images
+        self.previous = manifest
+        self.seed = seed
+        self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, label_noise, noise_seed)
+        self.evaluation_transform = NoAugmentation(size=image_size, crop_fraction=crop_fraction)
+        self.training_transform = (augmentation or NoAugmentation)(size=image_size, crop_fraction=crop_fraction)
+        self._manifest: Manifest | None = None
+        self._places: dict[str, tuple[Images, int]] = {}
+        self._normalization: Normalization | None = None
+        self._evaluated: dict[str, ImageDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """List and check the samples and build the manifest; a second call does nothing.
+
+        Args:
+            stage: Unused: all splits are listed at once.
+        """
+        if self._manifest is not None:
+            return
+        splits = self.source.load()
+        refuse_unusable(splits)
+        pool = Pool(splits)
+        self._places = pool.places
+        self._manifest = self.plan.apply(pool, None if self.previous is None else Manifest.read(self.previous))
+        if self.test_split == "val":
+            rank_zero_info("The data set has no test split: testing uses the validation split.")
+
+    @property
+    def manifest(self) -> Manifest:
+        """The samples of the run.
+
+        Raises:
+            RuntimeError: `setup()` has not run.
+        """
+        if self._manifest is None:
+            raise RuntimeError("call setup() before asking for samples or classes")
+        return self._manifest
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes."""
+        return self.manifest.classes
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def test_split(self) -> str:
+        """The split that testing uses: `test`, or `val` where the data set has no test split."""
+        return "test" if len(self.manifest.rows("test")) else "val"
+
+    @property
+    def normalization(self) -> Normalization:
+        """Mean and standard deviation per channel, for pixels in [0, 1].
+
+        Raises:
+            RuntimeError: Nobody has set it.
+        """
+        if self._normalization is None:
+            raise RuntimeError("set `normalization` to the (mean, std) of the backbone before asking for a loader")
+        return self._normalization
+
+    @normalization.setter
+    def normalization(self, value: Normalization) -> None:
+        mean, std = value
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"`normalization` must be three means and three positive deviations, got {value}")
+        self._normalization = (tuple(mean), tuple(std))
+        self._evaluated = {}
+
+    def train_dataloader(self) -> TrainingLoader:
+        """Shuffled, augmented training batches of this process.
+
+        Returns:
+            A loader whose position in the epoch is stored in checkpoints.
+
+        Raises:
+            ValueError: The batch size does not fit the number of processes or of samples.
+        """
+        world = World.find(self.trainer)
+        batch_size = world.share_batch(self.batch_size)
+        data = self._evaluation_set("train")
+        if getattr(self.training_transform, "random", True):
+            data = ImageDataset(data.records, self.training_transform, self.normalization, self.seed)
+        share = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
+        sampler = TrainingSampler(len(data), self.seed, drop_last=self.drop_last, **share)
+        if not len(sampler):
+            raise ValueError(
+                f"data.drop_last=true leaves no training batch: {len(data)} samples are fewer than "
+                f"data.batch_size={self.batch_size}; set data.drop_last=false"
+            )
+        return TrainingLoader(data, sampler, batch_size=batch_size, **self._options(world))
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Validation batches of this process, in order; the sizes of the shares may differ.
+
+        Returns:
+            A loader, or an empty list when no sample is held out.
+        """
+        return self._evaluation_loader("val") if len(self.manifest.rows("val")) else []
+
+    def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Test batches of this process, in order; validation batches where the data set has no test split.
+
+        Returns:
+            A loader, or an empty list when there is neither.
+        """
+        return self._evaluation_loader("test") if self.test_split == "test" else self.val_dataloader()
+
+    def fixed_train_dataloader(self) -> DataLoader[Batch]:
+        """Training batches of this process, in order, as they would be evaluated: every sample exactly once.
+
+        Returns:
+            A loader; the sizes of the shares may differ.
+        """
+        return self._evaluation_loader("train")
+
+    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        world = World.find(self.trainer)
+        data = self._evaluation_set(split)
+        batch_size = math.ceil(self.eval_batch_size / world.size)
+        sampler = UnpaddedSampler(len(data), rank=world.rank, world_size=world.size, batch_size=batch_size)
+        return DataLoader(data, batch_sampler=sampler, **self._options(world))  # type: ignore[arg-type]
+
+    def _evaluation_set(self, split: str) -> ImageDataset:
+        if split not in self._evaluated:
+            self._evaluated[split] = ImageDataset(
+                self._records(split), self.evaluation_transform, self.normalization, self.seed, cache=self.cache_images
+            )
+        return self._evaluated[split]
+
+    def _records(self, split: str) -> list[Record]:
+        rows = self.manifest.rows(split)
+        columns = zip(rows["path"], rows["label"], rows["index"], strict=True)
+        return [Record(*self._places[path], int(label), int(index)) for path, label, index in columns]
+
+    def _options(self, world: World) -> dict[str, Any]:
+        # the number of workers was chosen above or by the user; Lightning's guess ignores images in memory
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        workers = world.share_cores() if self.num_workers is None else self.num_workers
+        return {
+            "collate_fn": Collate(self.image_size),
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

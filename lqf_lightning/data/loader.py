@@ -1,0 +1,62 @@
+"""A loader of training batches that can stop and go on in the middle of an epoch."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from lqf_lightning.data.batch import Batch
+from lqf_lightning.data.dataset import ImageDataset
+from lqf_lightning.data.sampler import TrainingSampler
+
+
+class TrainingLoader(DataLoader[Batch]):
+    """Training batches whose order depends on the epoch, also right after a run was resumed.
+
+    Iteration begins with the first `next`, not with `iter`: Lightning creates the iterator of a resumed run before it
+    tells the sampler the epoch, and worker processes would already have been sent the samples of epoch 0.
+
+    Args:
+        dataset: The training samples.
+        sampler: Their order.
+        **options: Passed on to torch's loader.
+    """
+
+    def __init__(self, dataset: ImageDataset, sampler: TrainingSampler, **options: Any) -> None:
+        super().__init__(dataset, sampler=sampler, **options)  # type: ignore[arg-type]
+        self.order = sampler
+        self._taken = (0, 0)
+        self._resume = (-1, 0)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Walk through the rest of the epoch.
+
+        Yields:
+            Batches.
+        """
+        epoch, done = self.order.epoch, 0
+        if self._resume[0] == epoch:
+            done = self._resume[1]
+        self._resume = (-1, 0)
+        self.order.skip = done * self.order.batch_size
+        for batch in super().__iter__():
+            done += 1
+            self._taken = (epoch, done)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Tell how far the current epoch is; Lightning stores this in checkpoints.
+
+        Returns:
+            Epoch, and batches handed out in it.
+        """
+        return {"epoch": self._taken[0], "batches": self._taken[1]}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out, once, the batches that were handed out before the checkpoint.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        self._resume = (state["epoch"], state["batches"])
+        self._taken = self._resume

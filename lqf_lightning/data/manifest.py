@@ -1,0 +1,180 @@
+"""The table that says which sample every index stands for."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lqf_lightning.progress import track
+
+_COLUMNS = {
+    "index": "int64",
+    "split": "str",
+    "path": "str",
+    "label": "int64",
+    "class": "str",
+    "true_label": "int64",
+    "sha": "str",
+    "used": "bool",
+    "removed": "bool",
+}
+
+
+class Manifest:
+    """One row per sample; the row number is the sample's index, in every split and for good.
+
+    Columns: `index`; `split` (train, val, test); `path` (relative path or position); `label` and `class` (what the run
+    is told); `true_label` (differs under label noise); `sha` (BLAKE2b of the file, or of the pixels in memory);
+    `used` (false for training samples left out by `shots` or `subset_ratio`); `removed` (a file of an earlier run that
+    is gone: its index is never given to another one).
+
+    Args:
+        table: The rows, in order of index.
+        classes: Names of the classes.
+        content: Reads the bytes of the sample with a given path; needed while hashes are missing.
+    """
+
+    def __init__(
+        self, table: pd.DataFrame, classes: Sequence[str], content: Callable[[str], bytes] | None = None
+    ) -> None:
+        self.table = table.astype(_COLUMNS)[list(_COLUMNS)].reset_index(drop=True)
+        self.classes = list(classes)
+        self.content = content
+
+    @classmethod
+    def build(
+        cls, rows: Iterable[tuple[str, str, int]], classes: Sequence[str], content: Callable[[str], bytes] | None = None
+    ) -> Self:
+        """Number the samples of a new run.
+
+        Args:
+            rows: Split, path and label of every sample.
+            classes: Names of the classes.
+            content: Reads the bytes of the sample with a given path.
+
+        Returns:
+            A manifest without hashes in which all samples are used.
+        """
+        table = pd.DataFrame(list(rows), columns=["split", "path", "label"])
+        table["index"] = np.arange(len(table))
+        table["true_label"] = table["label"]
+        table["class"] = [classes[label] for label in table["label"]]
+        return cls(table.assign(sha="", used=True, removed=False), classes, content)
+
+    def __len__(self) -> int:
+        """Count the rows, removed ones included.
+
+        Returns:
+            The number that is one above the highest index.
+        """
+        return len(self.table)
+
+    def rows(self, split: str) -> pd.DataFrame:
+        """Look up the samples of a split that take part in the run.
+
+        Args:
+            split: train, val or test.
+
+        Returns:
+            Used, not removed rows in order of index.
+        """
+        table = self.table
+        return table[(table["split"] == split) & table["used"] & ~table["removed"]]
+
+    def hash_contents(self) -> None:
+        """Fill in missing hashes, reading every file once; removed samples keep the hash they had.
+
+        Raises:
+            RuntimeError: Hashes are missing and the manifest does not know how to read the samples.
+        """
+        missing = (self.table["sha"] == "") & ~self.table["removed"]
+        paths = self.table.loc[missing, "path"].tolist()
+        if not paths:
+            return
+        if (content := self.content) is None:
+            raise RuntimeError("a manifest read from a file cannot hash images")
+        with ThreadPoolExecutor() as pool:
+            hashes = pool.map(lambda path: blake2b(content(path), digest_size=20).hexdigest(), paths)
+            progress = track(hashes, "Hashing images", len(paths))
+            self.table.loc[missing, "sha"] = list(progress)
+
+    def align(self, previous: "Manifest") -> "Manifest":
+        """Number the samples as an earlier run did.
+
+        Samples known from that run keep index, split and label (so noisy labels stay what they were); samples that are
+        gone stay as removed rows; new samples follow at the end. `used` is taken from this manifest.
+
+        Args:
+            previous: Manifest of the earlier run.
+
+        Returns:
+            The aligned manifest.
+
+        Raises:
+            ValueError: The classes or the content of a known sample have changed.
+        """
+        if previous.classes != self.classes:
+            raise ValueError(
+                f"the classes have changed: data.manifest lists {previous.classes}, the data set has {self.classes}. "
+                "Restore the class folders, or set data.manifest=null to number the samples afresh."
+            )
+        self.hash_contents()
+        now = self.table.set_index("path")
+        then = previous.table.set_index("path")
+        known = then.index.intersection(now.index, sort=False)
+        _refuse_changed(known[(then.loc[known, "sha"] != now.loc[known, "sha"]).to_numpy()])
+        old = then.assign(removed=~then.index.isin(now.index))
+        old["used"] = now["used"].reindex(old.index, fill_value=False).astype(bool)
+        new = now[~now.index.isin(then.index)]
+        table = pd.concat([old, new]).reset_index()
+        return Manifest(table.assign(index=np.arange(len(table))), self.classes, self.content)
+
+    def write(self, path: str | Path) -> None:
+        """Hash what is not hashed yet and write the table as Parquet.
+
+        Args:
+            path: Where to write.
+        """
+        self.hash_contents()
+        table = pa.Table.from_pandas(self.table, preserve_index=False)
+        table = table.replace_schema_metadata({**table.schema.metadata, b"classes": json.dumps(self.classes).encode()})
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, path)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read what `write` wrote.
+
+        Args:
+            path: Where it was written.
+
+        Returns:
+            The manifest, without access to the images.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a manifest.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no manifest at {path}; set data.manifest=... to the manifest of an earlier run")
+        table = pq.read_table(path)
+        metadata = table.schema.metadata or {}
+        if b"classes" not in metadata or set(table.column_names) != set(_COLUMNS):
+            raise ValueError(f"{path} is not a manifest: it has the columns {table.column_names}")
+        return cls(table.to_pandas(), json.loads(metadata[b"classes"]))
+
+
+def _refuse_changed(paths: Sequence[str]) -> None:
+    if len(paths):
+        listed = ", ".join(list(paths)[:5]) + (", ..." if len(paths) > 5 else "")
+        raise ValueError(
+            f"{len(paths)} files are not what they were in the run that data.manifest describes: {listed}. Give "
+            "changed images new names, or set data.manifest=null to number the samples afresh."
+        )

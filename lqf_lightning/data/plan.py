@@ -1,0 +1,92 @@
+"""Which samples a run trains on, and with which labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lqf_lightning.data.label_noise import flip_labels
+from lqf_lightning.data.manifest import Manifest
+from lqf_lightning.data.option import check_option
+from lqf_lightning.data.pool import Pool
+from lqf_lightning.data.selection import choose_count_per_class, choose_fraction_per_class, choose_lowest, draw_lots
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options that decide on samples and labels; each is decided sample by sample, by lot.
+
+    Attributes:
+        val_fraction: Share of every class held out for validation when the data set has no validation split.
+        split_seed: Decides which.
+        shots: Training samples per class, or None for all.
+        subset_ratio: Share of the training samples; a smaller share is a subset of a larger one.
+        subset_seed: Decides which, for both.
+        label_noise: Share of the training samples that get the label of another class.
+        noise_seed: Decides which, and which label.
+    """
+
+    val_fraction: float
+    split_seed: int
+    shots: int | None
+    subset_ratio: float
+    subset_seed: int
+    label_noise: float
+    noise_seed: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: An option is outside its range, or two contradict each other.
+        """
+        check_option("val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "at least 0 and below 1", "0.1")
+        check_option("label_noise", self.label_noise, 0 <= self.label_noise < 1, "at least 0 and below 1", "0.2")
+        check_option("subset_ratio", self.subset_ratio, 0 < self.subset_ratio <= 1, "above 0 and at most 1", "0.5")
+        check_option("shots", self.shots, self.shots is None or self.shots >= 1, "null or at least 1", "null")
+        if self.shots is not None and self.subset_ratio < 1:
+            raise ValueError(
+                f"data.shots={self.shots} and data.subset_ratio={self.subset_ratio} both choose training images; "
+                "set data.shots=null or data.subset_ratio=1"
+            )
+
+    def apply(self, pool: Pool, previous: Manifest | None) -> Manifest:
+        """Number the samples, hold out, choose and relabel.
+
+        Args:
+            pool: The samples of all splits.
+            previous: Manifest of an earlier run whose samples keep index, split and label.
+
+        Returns:
+            The manifest of the run.
+        """
+        manifest = Manifest.build(pool.rows(), pool.classes, pool.content)
+        if "val" not in pool.splits and self.val_fraction:
+            train = manifest.rows("train")
+            lots = draw_lots(train["path"], self.split_seed, "val")
+            held_out = choose_fraction_per_class(lots, train["label"].tolist(), self.val_fraction)
+            manifest.table.loc[train.index[held_out], "split"] = "val"
+        if previous is not None:
+            manifest = manifest.align(previous)
+        self._choose(manifest)
+        self._relabel(manifest, 0 if previous is None else len(previous))
+        return manifest
+
+    def _choose(self, manifest: Manifest) -> None:
+        train = manifest.rows("train")
+        lots = draw_lots(train["path"], self.subset_seed, "subset")
+        if self.shots is not None:
+            chosen = choose_count_per_class(lots, train["true_label"].tolist(), self.shots, manifest.classes)
+        else:
+            chosen = choose_lowest(lots, max(1, round(self.subset_ratio * len(train))))
+        manifest.table.loc[np.delete(train.index.to_numpy(), chosen), "used"] = False
+
+    def _relabel(self, manifest: Manifest, known: int) -> None:
+        train = manifest.rows("train")
+        train = train[train["index"] >= known]
+        paths, labels = train["path"].tolist(), train["true_label"].tolist()
+        given: npt.NDArray[np.int64] = flip_labels(
+            paths, labels, len(manifest.classes), self.label_noise, self.noise_seed
+        )
+        manifest.table.loc[train.index, "label"] = given
+        manifest.table.loc[train.index, "class"] = [manifest.classes[label] for label in given]

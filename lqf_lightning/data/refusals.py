@@ -1,0 +1,64 @@
+"""Data sets that must not be trained on, told apart before anything is computed."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lqf_lightning.data.source import Samples
+
+
+def refuse_unusable(splits: Mapping[str, Samples]) -> None:
+    """Check that the splits agree on classes that all have images and whose labels exist.
+
+    Args:
+        splits: Samples under train, and perhaps val and test.
+
+    Raises:
+        ValueError: Something is wrong with the data set; the message names it.
+    """
+    if "train" not in splits:
+        raise ValueError(f"the data set has no train split, only {sorted(splits)}")
+    for name, samples in splits.items():
+        _refuse_labels(name, samples)
+        _refuse_other_classes(name, splits["train"], samples)
+    classes = splits["train"].classes
+    if len(classes) < 2:
+        raise ValueError(f"at least two classes are needed to train a classifier, the data set has {list(classes)}")
+    repeated = sorted({name for name in classes if list(classes).count(name) > 1})
+    if repeated:
+        raise ValueError(f"several classes have the same name: {', '.join(repeated)}")
+
+
+def _refuse_labels(name: str, samples: Samples) -> None:
+    if not samples.paths:
+        raise ValueError(f"split {name} has no images")
+    labels, count = np.asarray(samples.labels), len(samples.classes)
+    outside = np.flatnonzero((labels < 0) | (labels >= count))
+    if len(outside):
+        first = outside[0]
+        raise ValueError(
+            f"split {name}: {len(outside)} labels are outside 0..{count - 1} ({count} classes); the first is "
+            f"{labels[first]} of {samples.paths[first]}"
+        )
+    empty = np.setdiff1d(np.arange(count), labels)
+    if len(empty):
+        raise ValueError(
+            f"split {name}: no images for {len(empty)} of {count} classes: "
+            f"{_list([samples.classes[label] for label in empty])}. Add images, or remove them from every split"
+        )
+
+
+def _refuse_other_classes(name: str, train: Samples, samples: Samples) -> None:
+    missing = [c for c in train.classes if c not in samples.classes]
+    surplus = [c for c in samples.classes if c not in train.classes]
+    if missing or surplus:
+        raise ValueError(
+            f"split {name} has other classes than split train: missing {_list(missing)}; only in {name} "
+            f"{_list(surplus)}. All splits need the same class folders."
+        )
+    if list(samples.classes) != list(train.classes):
+        raise ValueError(f"split {name} numbers its classes in another order than split train")
+
+
+def _list(names: list[str]) -> str:
+    return (", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")) or "none"

@@ -1,0 +1,87 @@
+"""`lqf-eval`: the metrics of a checkpoint, on the data of its run or on other data."""
+
+import logging
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lqf_lightning._launch import one_job
+from lqf_lightning.run_folder import write_metrics, write_start
+from lqf_lightning.train import build_method, build_trainer, prepare_process
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(config: DictConfig) -> dict[str, float]:
+    """Load a checkpoint, rebuild what its run folder describes, and test it.
+
+    Args:
+        config: The composed configuration (see ``conf/eval.yaml``).
+
+    Returns:
+        The metrics, as written to ``metrics.json`` of the new folder.
+
+    Raises:
+        ValueError: `split` is neither "val" nor "test".
+    """
+    if config.split not in ("val", "test"):
+        raise ValueError(f"`split` must be 'val' or 'test', got {config.split!r}. Set split=test")
+    checkpoint = Path(config.checkpoint).absolute()
+    run = run_config(checkpoint)
+    with open_dict(run):
+        run.data = config.data if "_target_" in config.data else OmegaConf.merge(run.data, config.data)
+        run.trainer, run.logger, run.progress = config.trainer, config.get("logger"), config.get("progress")
+        run.callbacks, run.checkpoint, run.paths = config.get("callbacks"), None, config.paths
+        run.backbone.weights = None  # the checkpoint holds them
+    log.info("evaluating %s on its %s set", checkpoint, config.split)
+    data, method = build_method(run)
+    folder = Path(config.paths.output_dir)
+    write_start(folder, run)
+    trainer = build_trainer(run, folder)
+    check = trainer.test if config.split == "test" else trainer.validate
+    check(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    write_metrics(folder, trainer.callback_metrics)
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def run_config(checkpoint: Path) -> DictConfig:
+    """The configuration of the run that wrote a checkpoint.
+
+    Args:
+        checkpoint: A file in the ``checkpoints`` folder of a run.
+
+    Returns:
+        The resolved configuration.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no ``config.yaml`` beside its folder.
+    """
+    if not checkpoint.is_file():
+        near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt")) or "none in that folder"
+        raise FileNotFoundError(f"no checkpoint at {checkpoint}; found {near}. Set checkpoint=RUN/checkpoints/best.ckpt")
+    written = checkpoint.parent.parent / "config.yaml"
+    if not written.is_file():
+        raise FileNotFoundError(
+            f"{checkpoint} lies in no run folder: {written} is missing. Give a checkpoint inside the folder that lqf-train "
+            "wrote, RUN/checkpoints/NAME.ckpt"
+        )
+    config = OmegaConf.load(written)
+    assert isinstance(config, DictConfig)  # noqa: S101 the file was written by us from one
+    return config
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lqf_lightning.conf", config_name="eval")
+def _run(config: DictConfig) -> None:
+    with one_job("lqf_lightning.evaluate"):
+        evaluate(config)
+
+
+def main() -> None:
+    """Entry point of ``lqf-eval``."""
+    prepare_process()
+    _run()
+
+
+if __name__ == "__main__":
+    main()

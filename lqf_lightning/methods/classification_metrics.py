@@ -1,0 +1,34 @@
+"""What every method reports about its predictions."""
+
+import math
+from collections.abc import Sequence
+
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassRecall
+from torchmetrics.wrappers import ClasswiseWrapper
+
+
+def classification_metrics(classes: Sequence[str], stage: str) -> MetricCollection:
+    """Accuracy, accuracy of each class and expected calibration error, exact on uneven ranks.
+
+    Keys are ``stage/acc``, ``stage/acc/<class>`` (NaN for a class without samples) and ``stage/ece`` (15 bins on the
+    softmax of the outputs).
+
+    Args:
+        classes: Class names, in the order of the outputs.
+        stage: "val" or "test".
+
+    Returns:
+        A collection to be updated with outputs (B, C) and class positions (B,).
+    """
+    number = len(classes)
+    # Unchecked: the check refuses NaN, and labels were checked against the classes before training.
+    recall = MulticlassRecall(number, average=None, zero_division=math.nan, validate_args=False)
+    return MetricCollection(
+        {
+            "acc": MulticlassAccuracy(number, average="micro", validate_args=False),
+            "class_acc": ClasswiseWrapper(recall, labels=list(classes), prefix="acc/"),
+            "ece": MulticlassCalibrationError(number, validate_args=False),
+        },
+        prefix=f"{stage}/",
+    )

@@ -1,0 +1,100 @@
+"""Ordinary (nonlinear) fine-tuning, the baseline of every comparison."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lqf_lightning.backbones import Backbone
+from lqf_lightning.methods.losses import LossName, choose_loss
+from lqf_lightning.methods.method import Method, OptimizerFactory, SchedulerFactory
+
+
+class Finetune(Method):
+    """Trains the weights of the network themselves; a linear probe is the case ``layers=[head]``.
+
+    Args:
+        backbone: The network, its head and its layer groups.
+        classes: Class names, in the order of the outputs.
+        optimizer: Builds the optimizer from parameter groups.
+        scheduler: Builds a per-step schedule; None keeps the rate.
+        loss: "cross_entropy" or "squared".
+        target_scale: Value of the right class in the squared loss.
+        batch_norm: "train" uses batch statistics and updates the running ones, "frozen" keeps the running statistics
+            of pre-training. Layer groups that do not train are always frozen.
+        layers: Names of the layer groups that train; None means all.
+        group_lr: Learning-rate factor per layer group, 1 where absent.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: Sequence[str],
+        *,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        loss: LossName = "cross_entropy",
+        target_scale: float = 15.0,
+        batch_norm: Literal["train", "frozen"] = "train",
+        layers: Sequence[str] | None = None,
+        group_lr: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(
+            backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr
+        )
+        if batch_norm not in ("train", "frozen"):
+            raise ValueError(f"`batch_norm` must be 'train' or 'frozen', got {batch_norm!r}. Set method.batch_norm=train")
+        self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler"], logger=False)
+        self.batch_norm = batch_norm
+        self._loss = choose_loss(loss, target_scale)
+        self.model = backbone.model
+        trained = self.trained()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in trained)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs of the network.
+
+        Args:
+            images: Normalized images (B, 3, H, W).
+
+        Returns:
+            Logits (B, C).
+        """
+        logits: Tensor = self.model(images)
+        return logits
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The chosen loss.
+
+        Args:
+            logits: Outputs (B, C).
+            target: Class positions (B,).
+
+        Returns:
+            A scalar, averaged over the batch.
+        """
+        return self._loss(logits, target)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training mode, except for the parts that are frozen.
+
+        Args:
+            mode: Training (True) or evaluation.
+
+        Returns:
+            The method itself.
+        """
+        super().train(mode)
+        if mode:
+            for module in self.model.modules():
+                if self._is_frozen(module):
+                    module.eval()
+        return self
+
+    def _is_frozen(self, module: nn.Module) -> bool:
+        own = list(module.parameters())
+        return (bool(own) and not any(p.requires_grad for p in own)) or (
+            self.batch_norm == "frozen" and isinstance(module, _BatchNorm)
+        )

@@ -1,0 +1,213 @@
+"""What all training methods share: steps, metrics, optimizers and exact resumption."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from lqf_lightning.backbones import Backbone
+from lqf_lightning.data import Batch
+from lqf_lightning.methods.classification_metrics import classification_metrics
+
+OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
+SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+
+
+class Method(LightningModule):
+    """A way to fine-tune a backbone; subclasses give `forward`, `loss` and the parameters that train.
+
+    Steps return ``{"loss", "logits"}``, so that callbacks see every prediction beside its `Batch`. Metrics are
+    torchmetrics objects: their values are exact for any number of ranks and uneven shards. Metrics are also reported
+    as ``train/loss``, ``train/acc``, ``val/...`` and ``test/...``.
+
+    Args:
+        backbone: The network, its head and its layer groups.
+        classes: Class names, in the order of the outputs.
+        optimizer: Builds the optimizer from parameter groups; its `lr` is the rate of groups with factor 1.
+        scheduler: Builds a per-step schedule from the optimizer and the number of steps; None keeps the rate.
+        layers: Names of the layer groups that train; None means all.
+        group_lr: Learning-rate factor per layer group, 1 where absent.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        classes: Sequence[str],
+        *,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None = None,
+        layers: Sequence[str] | None = None,
+        group_lr: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.classes = list(classes)
+        self.layers = self._known_groups(list(backbone.groups) if layers is None else list(layers), "layers")
+        self.group_lr = dict(group_lr or {})
+        self._known_groups(list(self.group_lr), "group_lr")
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self.train_loss, self.train_acc = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.stage_loss = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
+        self.stage_metrics = nn.ModuleDict(
+            {f"{stage}_metrics": classification_metrics(classes, stage) for stage in ("val", "test")}
+        )
+        self._random_state: Tensor | None = None
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The data term of the training loss.
+
+        Args:
+            logits: Outputs (B, C).
+            target: Class positions (B,).
+
+        Returns:
+            A scalar, averaged over the batch.
+
+        Raises:
+            NotImplementedError: The subclass does not define it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `loss`")
+
+    def penalty(self) -> Tensor | float:
+        """The part of the training objective that does not depend on data.
+
+        Returns:
+            A scalar, 0 unless the subclass adds one.
+        """
+        return 0.0
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by their names in the backbone.
+
+        Returns:
+            Name to parameter, for the chosen layer groups.
+        """
+        named = dict(self.backbone.model.named_parameters())
+        return {name: named[name] for group in self.layers for name in self.backbone.groups[group]}
+
+    def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
+        """One step of optimization on one batch."""  # noqa: DOC201 Lightning's contract
+        logits = self(batch.input)
+        data_loss = self.loss(logits, batch.target)
+        size = len(batch.target)
+        self.train_loss.update(data_loss.detach(), weight=size)
+        self.train_acc.update((logits.detach().argmax(-1) == batch.target).float().mean(), weight=size)
+        self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
+        return {"loss": data_loss + self.penalty(), "logits": logits.detach()}
+
+    def validation_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
+        """Outputs and loss of one validation batch."""  # noqa: DOC201
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
+        """Outputs and loss of one test batch."""  # noqa: DOC201
+        return self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, Tensor]:
+        mean: Any = self.stage_loss[f"{stage}_loss"]
+        if len(batch.target):
+            logits = self(batch.input)
+            loss = self.loss(logits, batch.target)
+            mean.update(loss, weight=len(batch.target))
+            self.stage_metrics[f"{stage}_metrics"].update(logits.float(), batch.target)
+        else:  # a rank without samples takes part in the reductions all the same
+            logits, loss = torch.zeros(0, len(self.classes), device=self.device), torch.zeros((), device=self.device)
+            mean.update(loss, weight=0)
+        self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True)
+        return {"loss": loss, "logits": logits}
+
+    def on_validation_epoch_end(self) -> None:
+        """Report the validation metrics."""
+        self._report("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Report the test metrics."""
+        self._report("test")
+
+    def _report(self, stage: str) -> None:
+        metrics: Any = self.stage_metrics[f"{stage}_metrics"]
+        values = metrics.compute()  # reduced over ranks here, by counts
+        metrics.reset()
+        # The values are equal on all ranks by now: this mean over ranks changes nothing, and silences Lightning's advice.
+        self.log_dict(values, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Stop a run whose loss is no longer a number, on all ranks alike.
+
+        Raises:
+            FloatingPointError: The training loss of the epoch is infinite or NaN.
+        """
+        loss = self.trainer.callback_metrics["train/loss"]
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the training loss of epoch {self.current_epoch} is {loss.item()}: training diverged. Lower the "
+                f"learning rate (method.optimizer.lr, now {self.trainer.optimizers[0].param_groups[0]['lr']:.3g}) "
+                "or check the images for non-finite values. Checkpoints of earlier epochs are kept."
+            )
+
+    def configure_optimizers(self) -> Any:
+        """One parameter group per trained layer group."""  # noqa: DOC201
+        trained = self.trained()
+        members = {g: [trained[n] for n in self.backbone.groups[g] if n in trained] for g in self.layers}
+        groups = [{"params": parameters, "name": group} for group, parameters in members.items() if parameters]
+        optimizer = self._optimizer(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= self.group_lr.get(group["name"], 1.0)
+        if self._scheduler is None:
+            return optimizer
+        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_validation_start(self) -> None:
+        """Evaluate the same network on every rank, without collectives inside `forward`."""
+        self._hold_buffers(evaluating=True)
+
+    def on_validation_end(self) -> None:
+        """Let training synchronize buffers again."""
+        self._hold_buffers(evaluating=False)
+
+    def _hold_buffers(self, *, evaluating: bool) -> None:
+        # DDP broadcasts buffers at every forward, in evaluation too: with uneven shards the ranks would wait for
+        # broadcasts that never come. One broadcast at the start of evaluation replaces them.
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            wrapped.require_forward_param_sync = not evaluating
+            if evaluating:
+                for buffer in self.buffers():
+                    dist.broadcast(buffer, 0)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the random state, so that a resumed run draws what the uninterrupted one would."""
+        checkpoint["random_state"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the random state back; it is set when training goes on."""
+        self._random_state = checkpoint.get("random_state")
+
+    def on_fit_start(self) -> None:
+        """Frozen parts are in eval mode on purpose: keep Lightning from warning about them."""
+        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+
+    def on_train_start(self) -> None:
+        """Go on from the random state of the checkpoint, if there is one."""
+        if self._random_state is not None:
+            torch.set_rng_state(self._random_state.cpu())
+            self._random_state = None
+
+    def _known_groups(self, names: list[str], option: str) -> list[str]:
+        unknown = [name for name in names if name not in self.backbone.groups]
+        if unknown or (option == "layers" and not names):
+            raise ValueError(
+                f"`{option}` names layer groups of {self.backbone.name}, which are {list(self.backbone.groups)}; "
+                f"got {unknown or names}. Set method.{option} to some of them, or to null for all."
+            )
+        return [group for group in self.backbone.groups if group in names]

@@ -1,0 +1,60 @@
+"""The last words of a run."""
+
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+
+@rank_zero_only
+def print_summary(folder: Path, metrics: dict[str, float], config: DictConfig) -> None:
+    """Print the results, where they lie, how to look at them and what to try next.
+
+    Args:
+        folder: The run folder.
+        metrics: The final metrics.
+        config: The composed configuration.
+    """
+    console = Console(width=None if Console().is_terminal else 110)
+    console.print(_results(metrics, config))
+    console.print(Panel("\n".join(_places(folder) + _next_steps(folder)), title="where and what next"), soft_wrap=True)
+
+
+def _results(metrics: dict[str, float], config: DictConfig) -> Table:
+    table = Table(title=f"{_stem(config.method._target_)} on {_stem(config.data.source._target_)}")
+    for column in ("", "accuracy", "loss", "calibration error"):
+        table.add_column(column, justify="right" if column else "left")
+    for stage in ("train", "val", "test"):
+        if f"{stage}/acc" in metrics:
+            values = (metrics.get(f"{stage}/{name}") for name in ("acc", "loss", "ece"))
+            table.add_row(stage, *("" if value is None else f"{value:.4f}" for value in values))
+    for stage in ("val", "test"):
+        if f"{stage}/linear_probe_acc" in metrics:
+            probe = metrics[f"{stage}/linear_probe_acc"]
+            table.add_row(f"{stage}, linear probe on the same features", f"{probe:.4f}", "", "")
+    return table
+
+
+def _places(folder: Path) -> list[str]:
+    lines = [f"Run folder: {folder}", "  metrics.json, config.yaml, manifest.parquet, checkpoints/"]
+    lines += [f"  {picture.relative_to(folder)}" for picture in sorted((folder / "pictures").glob("*.png"))]
+    for run in sorted((folder / "wandb").glob("offline-run-*")):
+        lines += ["W&B, written offline; upload it, or look at it in the terminal:"]
+        lines += [f"  wandb sync {run}", f"  wandb leet {run}"]
+    return lines
+
+
+def _next_steps(folder: Path) -> list[str]:
+    return [
+        "Next: your own images, a folder per class:  lqf-train data=folder data.source.root=PATH",
+        "      ordinary fine-tuning for comparison:  lqf-train method=finetune",
+        "      both, as a sweep with two seeds:      lqf-train -m method=finetune,lqf seed=0,1",
+        f"      this model on the test set again:     lqf-eval checkpoint={folder / 'checkpoints' / 'best.ckpt'}",
+    ]
+
+
+def _stem(target: str) -> str:
+    return target.rpartition(".")[2]

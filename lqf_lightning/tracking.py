@@ -1,0 +1,94 @@
+"""Weights & Biases: online with an account, offline without."""
+
+import netrc
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+def wandb_logger(
+    save_dir: str,
+    *,
+    project: str = "lqf-lightning",
+    name: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    log_model: bool = False,
+    **settings: Any,
+) -> WandbLogger:
+    """A logger whose run can be resumed, grouped by sweep, and needs no account.
+
+    The run's id is kept in the run folder: a resumed run continues its W&B run. Without credentials and without
+    `WANDB_MODE`, the run is written to the folder only; ``wandb sync`` uploads it later.
+
+    Args:
+        save_dir: The run folder.
+        project: W&B project.
+        name: Display name; None takes the job's overrides, or the folder's name.
+        group: W&B group; None takes the sweep's folder for a job of a sweep.
+        tags: W&B tags.
+        log_model: Also upload checkpoints as artifacts.
+        settings: Further arguments of ``wandb.init``.
+
+    Returns:
+        The logger.
+    """
+    folder = Path(save_dir)
+    if "WANDB_MODE" not in os.environ and not has_credentials():
+        os.environ |= {"WANDB_MODE": "offline", "WANDB_QUIET": "true"}
+    logger: WandbLogger = WandbLogger(
+        name=name or _job_name(folder),
+        save_dir=folder,
+        project=project,
+        id=_kept_id(folder),
+        log_model=log_model,
+        group=group or _sweep_name(folder),
+        tags=list(tags),
+        resume="allow",
+        **settings,
+    )
+    return logger
+
+
+def has_credentials() -> bool:
+    """Whether W&B could log in without asking.
+
+    Returns:
+        True if the environment or the netrc file holds a key for the W&B server.
+    """
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    try:
+        return file.exists() and netrc.netrc(file).authenticators(host) is not None
+    except (netrc.NetrcParseError, PermissionError):
+        return False
+
+
+def _kept_id(folder: Path) -> str | None:
+    if rank_zero_only.rank != 0:
+        return None  # only rank 0 has a W&B run
+    path = folder / "wandb_run_id"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def _job_name(folder: Path) -> str:
+    if HydraConfig.initialized() and HydraConfig.get().job.override_dirname:
+        return str(HydraConfig.get().job.override_dirname)
+    return folder.name
+
+
+def _sweep_name(folder: Path) -> str | None:
+    parent = folder.absolute().parent
+    return parent.name if (parent / "multirun.yaml").exists() else None

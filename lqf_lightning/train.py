@@ -1,0 +1,165 @@
+"""`lqf-train`: fine-tune a network on images, track the run, test it."""
+
+import logging
+import math
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+from lightning import Callback, Trainer, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from lqf_lightning._instantiate import instantiate, instantiate_all
+from lqf_lightning._launch import in_sweep, is_many_processes, one_job, run_in_own_process
+from lqf_lightning._plugins import register_plugins
+from lqf_lightning.backbones import Backbone
+from lqf_lightning.data import ImageDataModule
+from lqf_lightning.methods import Method
+from lqf_lightning.run_folder import newest_checkpoint, write_metrics, write_start
+from lqf_lightning.summary import print_summary
+
+log = logging.getLogger(__name__)
+_MODULE = "lqf_lightning.train"
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Run one job: data, network, method, training, test.
+
+    Args:
+        config: The composed configuration (see ``conf/train.yaml``).
+
+    Returns:
+        The final metrics, as in ``metrics.json``.
+    """
+    folder = Path(config.paths.output_dir)
+    resumed = _checkpoint_to_resume(config.ckpt_path, folder)
+    if resumed:
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    if resumed and config.data.get("manifest") is None and (folder / "manifest.parquet").exists():
+        config.data.manifest = str(folder / "manifest.parquet")  # samples keep their index whatever happened to files
+    data, method = build_method(config)
+    write_start(folder, config)
+    rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
+    trainer = build_trainer(config, folder)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+
+    started = time.monotonic()
+    trainer.fit(method, datamodule=data, ckpt_path=resumed, weights_only=True)
+    metrics = {**trainer.callback_metrics, "time/fit_s": time.monotonic() - started}
+    write_metrics(folder, metrics)
+    if config.test:
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        trainer.test(method, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+        metrics |= trainer.callback_metrics
+        write_metrics(folder, metrics)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def build_method(config: DictConfig) -> tuple[ImageDataModule, Method]:
+    """The data and the method of a configuration, checked against one another.
+
+    Args:
+        config: The composed configuration.
+
+    Returns:
+        The data module, set up, and the method around its backbone.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    data: ImageDataModule = instantiate(config, "data")
+    data.prepare_data()
+    data.setup()
+    backbone: Backbone = instantiate(config, "backbone", num_classes=data.num_classes)
+    data.normalization = (backbone.mean, backbone.std)
+    method: Method = instantiate(config, "method", backbone=backbone, classes=data.classes)
+    return data, method
+
+
+def build_trainer(config: DictConfig, folder: Path) -> Trainer:
+    """The Lightning Trainer of a configuration, with its loggers and callbacks.
+
+    Args:
+        config: The composed configuration.
+        folder: The run folder.
+
+    Returns:
+        The trainer. Checkpointing and progress come from their own config groups, observers from `callbacks`.
+    """
+    callbacks: list[Callback] = instantiate_all(config, "callbacks")
+    callbacks += instantiate_all(config, "checkpoint")
+    if config.get("progress"):
+        callbacks.append(instantiate(config, "progress"))
+    settings: dict[str, Any] = {
+        "logger": instantiate_all(config, "logger"),
+        "callbacks": callbacks,
+        "default_root_dir": folder,
+        "use_distributed_sampler": False,  # ours shard without padding the evaluation
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": bool(config.get("checkpoint")),
+        "enable_progress_bar": bool(config.get("progress")),
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
+    settings = {name: value for name, value in settings.items() if name not in config.trainer}
+    trainer: Trainer = instantiate(config, "trainer", **settings)
+    return trainer
+
+
+def _checkpoint_to_resume(choice: str | None, folder: Path) -> Path | None:
+    if choice != "auto":
+        return Path(choice) if choice else None
+    found = newest_checkpoint(folder)
+    if found:
+        log.info("resuming from %s", found)
+    return found
+
+
+def score(metrics: dict[str, float], objective: str) -> float:
+    """The number that a hyper-parameter sweep optimizes.
+
+    Args:
+        metrics: The final metrics.
+        objective: Name of one of them.
+
+    Returns:
+        Its value.
+
+    Raises:
+        ValueError: The run reported no such metric, or it is not a number.
+    """
+    value = metrics.get(objective, math.nan)
+    if math.isnan(value):
+        raise ValueError(f"`objective={objective}` was not reported as a number. Choose one of {sorted(metrics)}.")
+    return value
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lqf_lightning.conf", config_name="train")
+def _run(config: DictConfig) -> float:
+    if in_sweep() and is_many_processes(config.trainer.get("devices", "auto"), config.trainer.get("num_nodes", 1)):
+        return score(run_in_own_process(_MODULE), config.objective)
+    with one_job(_MODULE):
+        metrics = train(config)
+    print_summary(Path(config.paths.output_dir), metrics, config)  # after W&B's own last words
+    return score(metrics, config.objective)
+
+
+def prepare_process() -> None:
+    """What every command does first: find plug-ins, and keep upstream chatter off the terminal."""
+    register_plugins()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    # Lightning 2.6 on torch 2.15 and timm on torch 2.13 announce deprecations that users can do nothing about.
+    warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
+
+
+def main() -> None:
+    """Entry point of ``lqf-train``."""
+    prepare_process()
+    _run()
+
+
+if __name__ == "__main__":
+    main()
