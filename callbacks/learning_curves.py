@@ -52,7 +52,11 @@ class LearningCurves(Callback):
             self._matrix = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The history so far."""  # noqa: DOC201 Lightning's contract
+        """Keep the history.
+
+        Returns:
+            One dictionary per epoch.
+        """
         return {"history": self.history}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -61,7 +61,11 @@ class LinearProbe(Callback):
             module.log(f"{stage}/linear_probe_acc", self.accuracy[stage], sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The result."""  # noqa: DOC201 Lightning's contract
+        """Keep the result.
+
+        Returns:
+            Accuracies by stage.
+        """
         return {"accuracy": self.accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -80,10 +84,8 @@ def _features(method: Method, loader: Any, description: str) -> Iterator[tuple[T
     method.train(training)
 
 
-def _accuracies(
-    weight: Tensor, bias: Tensor, samples: Iterable[tuple[Tensor, Tensor]], reducer: Reducer
-) -> Tensor:
-    """Share of right predictions for each of R classifiers, by counts summed over ranks."""
+def _accuracies(weight: Tensor, bias: Tensor, samples: Iterable[tuple[Tensor, Tensor]], reducer: Reducer) -> Tensor:
+    # Share of right predictions for each of R classifiers, by counts summed over ranks.
     counts = torch.zeros(len(weight) + 1, dtype=torch.float64, device=weight.device)
     for features, target in samples:
         predicted = (torch.einsum("rcf,bf->rbc", weight, features.double()) + bias[:, None]).argmax(-1)

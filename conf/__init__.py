@@ -1,0 +1,1 @@
+"""Configuration groups; an importable package, because Hydra looks configurations up as one."""

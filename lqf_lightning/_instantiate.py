@@ -30,7 +30,9 @@ def instantiate(config: DictConfig, key: str, **extra: Any) -> Any:
     try:
         constructor = hydra.utils.get_object(target)
     except HydraException as error:
-        raise InstantiationException(f"`{key}._target_={target}` cannot be imported: {error.__cause__ or error}") from error
+        raise InstantiationException(
+            f"`{key}._target_={target}` cannot be imported: {error.__cause__ or error}"
+        ) from error
     _refuse_unknown_keys(node, key, constructor, set(extra))
     try:
         # The last call is ours: Hydra would turn dataclasses among the extra arguments into configuration.
@@ -60,10 +62,10 @@ def _refuse_unknown_keys(node: DictConfig, key: str, constructor: Any, extra: se
     parameters = inspect.signature(constructor).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
-    for name in node:
-        if str(name).startswith("_") or name in parameters:
+    for name in map(str, node):
+        if name.startswith("_") or name in parameters:
             continue
         known = [p for p in parameters if p not in extra and p != "self"]
-        near = difflib.get_close_matches(str(name), known, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"Did you mean `{key}.{near[0]}`? " if near else ""
         raise InstantiationException(f"`{key}.{name}` is no option of {node['_target_']}. {hint}Its options: {known}.")

@@ -1,7 +1,7 @@
 """Config groups of other installed packages.
 
-A distribution that declares ``[project.entry-points."lqf_lightning.configs"]`` with a package of YAML files as value adds
-its groups to ours: ``lqf-train method=theirs`` works, in ``--help``, completion and sweeps too.
+A distribution that declares ``[project.entry-points."lqf_lightning.configs"]`` with a package of YAML files as value
+adds its groups to ours: ``lqf-train method=theirs`` works, in ``--help``, completion and sweeps too.
 """
 
 from importlib.metadata import entry_points

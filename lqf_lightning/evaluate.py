@@ -59,12 +59,14 @@ def run_config(checkpoint: Path) -> DictConfig:
     """
     if not checkpoint.is_file():
         near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt")) or "none in that folder"
-        raise FileNotFoundError(f"no checkpoint at {checkpoint}; found {near}. Set checkpoint=RUN/checkpoints/best.ckpt")
+        raise FileNotFoundError(
+            f"no checkpoint at {checkpoint}; found {near}. Set checkpoint=RUN/checkpoints/best.ckpt"
+        )
     written = checkpoint.parent.parent / "config.yaml"
     if not written.is_file():
         raise FileNotFoundError(
-            f"{checkpoint} lies in no run folder: {written} is missing. Give a checkpoint inside the folder that lqf-train "
-            "wrote, RUN/checkpoints/NAME.ckpt"
+            f"{checkpoint} lies in no run folder: {written} is missing. Give a checkpoint inside the folder that "
+            "lqf-train wrote, RUN/checkpoints/NAME.ckpt"
         )
     config = OmegaConf.load(written)
     assert isinstance(config, DictConfig)  # noqa: S101 the file was written by us from one

@@ -14,9 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-_PACKAGES = (
-    "lqf-lightning", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "omegaconf", "wandb", "numpy",
-)  # fmt: skip
+_PACKAGES = ["lqf-lightning", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "omegaconf", "wandb", "numpy"]
 
 
 @rank_zero_only

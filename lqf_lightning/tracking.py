@@ -74,7 +74,7 @@ def has_credentials() -> bool:
 
 
 def _kept_id(folder: Path) -> str | None:
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return None  # only rank 0 has a W&B run
     path = folder / "wandb_run_id"
     if not path.exists():

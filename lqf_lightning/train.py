@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from lightning import Callback, Trainer, seed_everything
@@ -45,11 +45,11 @@ def train(config: DictConfig) -> dict[str, float]:
     rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
     trainer = build_trainer(config, folder)
     for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
 
     started = time.monotonic()
     trainer.fit(method, datamodule=data, ckpt_path=resumed, weights_only=True)
-    metrics = {**trainer.callback_metrics, "time/fit_s": time.monotonic() - started}
+    metrics: dict[str, Any] = {**trainer.callback_metrics, "time/fit_s": time.monotonic() - started}
     write_metrics(folder, metrics)
     if config.test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None

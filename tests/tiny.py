@@ -26,8 +26,8 @@ def write_shapes(root: Path, *, per_class: int, seed: int, extra: int = 0, size:
 def tiny_overrides(data_root: Path) -> list[str]:
     """A run of seconds: 24 training images of 32 pixels, a network of 0.4 million weights, two epochs."""
     return [
-        "data=folder", f"data.source.root={data_root}", "data.image_size=32", "data.batch_size=12", "data.num_workers=0",
-        "backbone=timm", "backbone.name=test_resnet", "backbone.weights=null",
+        "data=folder", f"data.source.root={data_root}", "data.image_size=32", "data.batch_size=12",
+        "data.num_workers=0", "backbone=timm", "backbone.name=test_resnet", "backbone.weights=null",
         "trainer.max_epochs=2", "progress=none", "method.optimizer.lr=0.001",
     ]  # fmt: skip
 

@@ -165,32 +165,45 @@ def fit_kfac(
     names = [name for name, _ in model.named_parameters()] if parameters is None else list(parameters)
     network = FoldedNetwork(model, FoldPlan()).structure.eval()
     generator = torch.Generator().manual_seed(seed + reducer.rank)
-    device = next(model.parameters()).device
-    count = torch.zeros((), device=device)
-    with torch.inference_mode(False), torch.enable_grad(), FactorRecorder(network, names, form) as recorder:
-        diagonals: dict[str, Tensor] = {}
-        for batch in batches:
-            x = batch.detach().to(device).clone()
-            output = recorder.forward(x)
-            directions = _draw(output, cotangents, generator)
-            for position, direction in enumerate(directions):
-                if recorder.starts:
-                    last = position == len(directions) - 1
-                    torch.autograd.grad(output, recorder.starts, direction, retain_graph=not last)
-            rest = _without_factors(recorder, recorder.calls, names)
-            for name, squares in sum_squared_jacobian(network, rest, x, directions, chunk).items() if rest else ():
-                diagonals[name] = diagonals[name] + squares if name in diagonals else squares
-            count += len(x)
-    total = float(reducer.sum_(count))
-    if total == 0:
-        raise ValueError("no sample to estimate the curvature from: the batches are empty on every rank")
-    return KFAC(
-        _sum_factors(recorder, total, reducer),
-        _sum_diagonals(recorder, diagonals, names, total, reducer),
-        damping=damping,
-        relative_floor=relative_floor,
-        reducer=reducer,
-    )
+    with torch.inference_mode(False), torch.enable_grad():
+        with FactorRecorder(network, names, form) as recorder:
+            diagonals, count = _accumulate(recorder, names, batches, cotangents, generator, chunk)
+        total = float(reducer.sum_(torch.tensor(float(count), device=next(model.parameters()).device)))
+        if total == 0:
+            raise ValueError("no sample to estimate the curvature from: the batches are empty on every rank")
+        return KFAC(
+            _sum_factors(recorder, total, reducer),
+            _sum_diagonals(recorder, diagonals, names, total, reducer),
+            damping=damping,
+            relative_floor=relative_floor,
+            reducer=reducer,
+        )
+
+
+def _accumulate(
+    recorder: FactorRecorder,
+    names: Sequence[str],
+    batches: Iterable[Tensor],
+    cotangents: str,
+    generator: torch.Generator,
+    chunk: int,
+) -> tuple[dict[str, Tensor], int]:
+    diagonals: dict[str, Tensor] = {}
+    count = 0
+    device = next(recorder.network.parameters()).device
+    for batch in batches:
+        x = batch.detach().to(device).clone()
+        output = recorder.forward(x)
+        directions = _draw(output, cotangents, generator)
+        for left, direction in zip(reversed(range(len(directions))), directions, strict=True):
+            if recorder.starts:
+                torch.autograd.grad(output, recorder.starts, direction, retain_graph=left > 0)
+        rest = _without_factors(recorder, recorder.calls, names)
+        squares = sum_squared_jacobian(recorder.network, rest, x, directions, chunk) if rest else {}
+        for name, square in squares.items():
+            diagonals[name] = diagonals[name] + square if name in diagonals else square
+        count += len(x)
+    return diagonals, count
 
 
 def _draw(output: Tensor, cotangents: str, generator: torch.Generator) -> Tensor:

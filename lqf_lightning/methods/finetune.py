@@ -40,11 +40,11 @@ class Finetune(Method):
         layers: Sequence[str] | None = None,
         group_lr: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(
-            backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr
-        )
+        super().__init__(backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr)
         if batch_norm not in ("train", "frozen"):
-            raise ValueError(f"`batch_norm` must be 'train' or 'frozen', got {batch_norm!r}. Set method.batch_norm=train")
+            raise ValueError(
+                f"`batch_norm` must be 'train' or 'frozen', got {batch_norm!r}. Set method.batch_norm=train"
+            )
         self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler"], logger=False)
         self.batch_norm = batch_norm
         self._loss = choose_loss(loss, target_scale)

@@ -1,6 +1,7 @@
 """Linear quadratic fine-tuning: a network's first-order expansion, trained by a squared loss."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ Preconditioner = Callable[..., KFAC]
 class LQF(Method):
     r"""Fits ``f0(x) + J(x) dw`` to scaled one-hot targets (Achille et al., LQF, CVPR 2021).
 
-    .. math:: \frac{1}{2n} \sum_i \lVert f_0(x_i) + J(x_i)\,dw - \alpha e_{y_i} \rVert^2 + \frac{\mu}{2} \lVert dw \rVert^2
+    .. math:: \frac{1}{2n} \sum_i \lVert f_0(x_i) + J(x_i)\,dw - \alpha e_{y_i} \rVert^2
+        + \frac{\mu}{2} \lVert dw \rVert^2
 
     The expansion is taken at the pre-trained weights with batch-norm statistics frozen, so the problem is a convex
     quadratic in ``dw``. Predict with this model, never with the network at ``w0 + dw``: that is another function.
@@ -52,9 +54,7 @@ class LQF(Method):
         preconditioner: Preconditioner | None = None,
         preconditioner_samples: int | None = 1000,
     ) -> None:
-        super().__init__(
-            backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr
-        )
+        super().__init__(backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr)
         if ridge < 0:
             raise ValueError(f"`ridge` must be at least 0, got {ridge}. Set method.ridge=1e-4")
         self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "preconditioner"], logger=False)
@@ -98,7 +98,7 @@ class LQF(Method):
         """
         if self.ridge == 0:
             return 0.0
-        norms = torch._foreach_norm([delta for delta in self.linearized.deltas.values()])
+        norms = torch._foreach_norm(list(self.linearized.deltas.values()))
         return 0.5 * self.ridge * torch.stack(list(norms)).square().sum()
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -109,8 +109,15 @@ class LQF(Method):
         """
         return self.linearized.deltas
 
-    def configure_optimizers(self) -> object:
-        """One parameter group per linearized layer group."""  # noqa: DOC201
+    def configure_optimizers(self) -> Any:
+        """One parameter group per linearized layer group.
+
+        Returns:
+            What Lightning expects.
+
+        Raises:
+            ValueError: The optimizer decays weights by itself.
+        """
         configured = super().configure_optimizers()
         optimizer = configured["optimizer"] if isinstance(configured, dict) else configured
         decay = {group.get("weight_decay", 0) for group in optimizer.param_groups}
@@ -128,15 +135,15 @@ class LQF(Method):
             return
         distributed = self.trainer.world_size > 1
         self.kfac = self._preconditioner(
-            self.linearized.model,
-            list(self.linearized.deltas),
+            self.linearized,
+            None,
             self._factor_inputs(),
-            ridge=self.ridge,
+            damping=self.ridge,
             reducer=DistributedReducer() if distributed else Reducer(),
         )
 
     def _factor_inputs(self) -> Iterator[Tensor]:
-        loader = self.trainer.datamodule.fixed_train_dataloader()
+        loader = cast(Any, self.trainer).datamodule.fixed_train_dataloader()
         wanted = self._preconditioner_samples or len(loader.dataset)
         share = -(-wanted // self.trainer.world_size)
         seen = 0
@@ -155,6 +162,6 @@ class LQF(Method):
         if self.kfac is None:
             return
         deltas = self.linearized.deltas
-        gradients = {name: delta.grad for name, delta in deltas.items() if delta.grad is not None}
+        gradients = {n: torch.zeros_like(d) if d.grad is None else d.grad for n, d in deltas.items()}
         for name, direction in self.kfac.precondition(gradients).items():
             deltas[name].grad = direction

@@ -19,6 +19,7 @@ from lqf_lightning.methods.classification_metrics import classification_metrics
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+_STAGES = ("val", "test")
 
 
 class Method(LightningModule):
@@ -54,11 +55,9 @@ class Method(LightningModule):
         self.group_lr = dict(group_lr or {})
         self._known_groups(list(self.group_lr), "group_lr")
         self._optimizer, self._scheduler = optimizer, scheduler
-        self.train_loss, self.train_acc = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
-        self.stage_loss = nn.ModuleDict({f"{stage}_loss": MeanMetric(nan_strategy="disable") for stage in ("val", "test")})
-        self.stage_metrics = nn.ModuleDict(
-            {f"{stage}_metrics": classification_metrics(classes, stage) for stage in ("val", "test")}
-        )
+        self.train_loss, self.train_acc = _mean(), _mean()
+        self.stage_loss = nn.ModuleDict({f"{stage}_loss": _mean() for stage in _STAGES})
+        self.stage_metrics = nn.ModuleDict({f"{s}_metrics": classification_metrics(classes, s) for s in _STAGES})
         self._random_state: Tensor | None = None
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -93,8 +92,16 @@ class Method(LightningModule):
         named = dict(self.backbone.model.named_parameters())
         return {name: named[name] for group in self.layers for name in self.backbone.groups[group]}
 
-    def training_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
-        """One step of optimization on one batch."""  # noqa: DOC201 Lightning's contract
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """One step of optimization on one batch.
+
+        Args:
+            batch: Samples of this rank.
+            batch_idx: Unused.
+
+        Returns:
+            The objective, penalty included, and the detached outputs.
+        """
         logits = self(batch.input)
         data_loss = self.loss(logits, batch.target)
         size = len(batch.target)
@@ -104,12 +111,28 @@ class Method(LightningModule):
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return {"loss": data_loss + self.penalty(), "logits": logits.detach()}
 
-    def validation_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
-        """Outputs and loss of one validation batch."""  # noqa: DOC201
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluate one validation batch.
+
+        Args:
+            batch: Samples of this rank, possibly none.
+            batch_idx: Unused.
+
+        Returns:
+            Loss and outputs.
+        """
         return self._evaluate(batch, "val")
 
-    def test_step(self, batch: Batch, _: int) -> dict[str, Tensor]:
-        """Outputs and loss of one test batch."""  # noqa: DOC201
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Evaluate one test batch.
+
+        Args:
+            batch: Samples of this rank, possibly none.
+            batch_idx: Unused.
+
+        Returns:
+            Loss and outputs.
+        """
         return self._evaluate(batch, "test")
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, Tensor]:
@@ -118,7 +141,8 @@ class Method(LightningModule):
             logits = self(batch.input)
             loss = self.loss(logits, batch.target)
             mean.update(loss, weight=len(batch.target))
-            self.stage_metrics[f"{stage}_metrics"].update(logits.float(), batch.target)
+            metrics: Any = self.stage_metrics[f"{stage}_metrics"]
+            metrics.update(logits.float(), batch.target)
         else:  # a rank without samples takes part in the reductions all the same
             logits, loss = torch.zeros(0, len(self.classes), device=self.device), torch.zeros((), device=self.device)
             mean.update(loss, weight=0)
@@ -137,7 +161,7 @@ class Method(LightningModule):
         metrics: Any = self.stage_metrics[f"{stage}_metrics"]
         values = metrics.compute()  # reduced over ranks here, by counts
         metrics.reset()
-        # The values are equal on all ranks by now: this mean over ranks changes nothing, and silences Lightning's advice.
+        # Equal on all ranks by now: this mean over ranks changes nothing, and silences Lightning's advice.
         self.log_dict(values, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
@@ -155,7 +179,11 @@ class Method(LightningModule):
             )
 
     def configure_optimizers(self) -> Any:
-        """One parameter group per trained layer group."""  # noqa: DOC201
+        """One parameter group per trained layer group.
+
+        Returns:
+            What Lightning expects: an optimizer, with its per-step schedule where there is one.
+        """
         trained = self.trained()
         members = {g: [trained[n] for n in self.backbone.groups[g] if n in trained] for g in self.layers}
         groups = [{"params": parameters, "name": group} for group, parameters in members.items() if parameters]
@@ -211,3 +239,7 @@ class Method(LightningModule):
                 f"got {unknown or names}. Set method.{option} to some of them, or to null for all."
             )
         return [group for group in self.backbone.groups if group in names]
+
+
+def _mean() -> MeanMetric:
+    return MeanMetric(nan_strategy="disable")  # the default drops NaN, and a diverged run would look healthy

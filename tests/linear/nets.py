@@ -68,7 +68,7 @@ def build_net(kind: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def dense_jacobian(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Jacobian (B, C, *shape) by parameter: one reverse pass per output of a plain copy, no forward mode, no folding."""
+    """Jacobian (B, C, *shape) by parameter: one reverse pass per output, no forward mode, no folding."""
     net = copy.deepcopy(net).eval().requires_grad_(True)
     named = dict(net.named_parameters())
     output = net(x)

@@ -202,7 +202,7 @@ def test_preconditioner_inverts_its_own_model_of_the_curvature(x: Tensor) -> Non
         rows = torch.cat([torch.arange(*offsets[n]) for n in (layer.weight, layer.bias) if n])
         block = layer_block(kfac, name)
         floor = damping + 0.01 * block.diagonal().mean()
-        expected[rows[:, None], rows] = torch.linalg.inv(block + floor * torch.eye(len(block)))
+        expected[rows[:, None], rows] = torch.linalg.inv(block + floor * torch.eye(len(block), dtype=torch.float64))
     for name, diagonal in kfac.diagonals.items():
         rows = torch.arange(*offsets[name])
         expected[rows, rows] = 1 / (diagonal + damping + 0.01 * diagonal.mean()).flatten()
