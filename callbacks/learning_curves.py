@@ -7,7 +7,8 @@ from lightning import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
+
+from lqf_lightning.linear import DistributedReducer, Reducer
 
 from .pictures import save_picture
 
@@ -23,7 +24,7 @@ class LearningCurves(Callback):
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
-        self._matrix: MulticlassConfusionMatrix | None = None
+        self._counts = torch.zeros(0, 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's metrics and draw again."""
@@ -35,21 +36,21 @@ class LearningCurves(Callback):
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
-        self._matrix = MulticlassConfusionMatrix(len(_classes(pl_module))).to(pl_module.device)
+        number = len(_classes(pl_module))
+        self._counts = torch.zeros(number, number, dtype=torch.int64, device=pl_module.device)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Count the predictions of a batch."""
-        if self._matrix is not None:
-            self._matrix.update(outputs["logits"], batch.target)
+        ones = torch.ones_like(batch.target)
+        self._counts.index_put_((batch.target, outputs["logits"].argmax(-1)), ones, accumulate=True)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the confusion matrix."""
-        if self._matrix is not None:
-            counts = self._matrix.compute()
-            save_picture(trainer, draw_confusion(counts.cpu(), _classes(pl_module)), "confusion")
-            self._matrix = None
+        reducer = DistributedReducer() if trainer.world_size > 1 else Reducer()
+        counts = reducer.sum_(self._counts).cpu()
+        save_picture(trainer, draw_confusion(counts, _classes(pl_module)), "confusion")
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the history.

@@ -24,6 +24,7 @@ from omegaconf import read_write
 
 # Hydra overrides that belong to the process that launches jobs, not to a job.
 _CONTROLLER = ("hydra.mode=", "hydra.run.dir=", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
+_LAST_WORDS_S = 5
 
 
 def is_many_processes(devices: Any, num_nodes: int = 1) -> bool:
@@ -134,6 +135,9 @@ def _release_observers() -> None:
     # to write down the failure: the thread gets nothing more to watch, and the ranks are ended here.
     for thread in threading.enumerate():
         if thread.name == "child-process-observer":
-            for process in thread._child_processes:  # type: ignore[attr-defined]
-                process.kill()
-            thread._child_processes = []  # type: ignore[attr-defined]
+            processes, thread._child_processes = thread._child_processes, []  # type: ignore[attr-defined]
+            for process in processes:
+                try:
+                    process.wait(_LAST_WORDS_S)  # a rank that failed first is still writing its traceback
+                except subprocess.TimeoutExpired:
+                    process.kill()

@@ -1,6 +1,7 @@
 """`lqf-eval`: the metrics of a checkpoint, on the data of its run or on other data."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import hydra
@@ -32,13 +33,14 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     with open_dict(run):
         run.data = config.data if "_target_" in config.data else OmegaConf.merge(run.data, config.data)
         run.trainer, run.logger, run.progress = config.trainer, config.get("logger"), config.get("progress")
-        run.callbacks, run.checkpoint, run.paths = config.get("callbacks"), None, config.paths
+        run.callbacks, run.checkpoints, run.paths = config.get("callbacks"), None, config.paths
         run.backbone.weights = None  # the checkpoint holds them
     log.info("evaluating %s on its %s set", checkpoint, config.split)
     data, method = build_method(run)
     folder = Path(config.paths.output_dir)
     write_start(folder, run)
     trainer = build_trainer(run, folder)
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # none of them is needed
     check = trainer.test if config.split == "test" else trainer.validate
     check(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     write_metrics(folder, trainer.callback_metrics)

@@ -14,7 +14,18 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-_PACKAGES = ["lqf-lightning", "torch", "torchvision", "lightning", "torchmetrics", "timm", "hydra-core", "omegaconf", "wandb", "numpy"]
+_PACKAGES = (
+    "lqf-lightning",
+    "torch",
+    "torchvision",
+    "lightning",
+    "torchmetrics",
+    "timm",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "numpy",
+)
 
 
 @rank_zero_only

@@ -12,6 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+_LONGEST_NAME = 100  # more does not fit into the dashboard's list
+
 
 def wandb_logger(
     save_dir: str,
@@ -84,9 +86,8 @@ def _kept_id(folder: Path) -> str | None:
 
 
 def _job_name(folder: Path) -> str:
-    if HydraConfig.initialized() and HydraConfig.get().job.override_dirname:
-        return str(HydraConfig.get().job.override_dirname)
-    return folder.name
+    overrides = str(HydraConfig.get().job.override_dirname) if HydraConfig.initialized() else ""
+    return overrides if 0 < len(overrides) <= _LONGEST_NAME else folder.name
 
 
 def _sweep_name(folder: Path) -> str | None:

@@ -89,7 +89,7 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
         The trainer. Checkpointing and progress come from their own config groups, observers from `callbacks`.
     """
     callbacks: list[Callback] = instantiate_all(config, "callbacks")
-    callbacks += instantiate_all(config, "checkpoint")
+    callbacks += instantiate_all(config, "checkpoints")
     if config.get("progress"):
         callbacks.append(instantiate(config, "progress"))
     settings: dict[str, Any] = {
@@ -98,7 +98,7 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
         "default_root_dir": folder,
         "use_distributed_sampler": False,  # ours shard without padding the evaluation
         "num_sanity_val_steps": 0,
-        "enable_checkpointing": bool(config.get("checkpoint")),
+        "enable_checkpointing": bool(config.get("checkpoints")),
         "enable_progress_bar": bool(config.get("progress")),
         "enable_model_summary": False,
         "log_every_n_steps": 1,

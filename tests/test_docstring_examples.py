@@ -2,10 +2,10 @@ import doctest
 import importlib
 import pkgutil
 
+import lqf_lightning.callbacks
 import pytest
 
 import lqf_lightning
-import lqf_lightning.callbacks
 
 PACKAGES = (lqf_lightning, lqf_lightning.callbacks)
 MODULES = sorted({m.name for p in PACKAGES for m in pkgutil.walk_packages(p.__path__, f"{p.__name__}.")})

@@ -5,10 +5,10 @@ import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny import CLASSES, compose, run_tiny, tiny_overrides
 
 from lqf_lightning.run_folder import newest_checkpoint
 from lqf_lightning.train import score
+from tiny import CLASSES, compose, run_tiny, tiny_overrides
 
 WEIGHTS = "state_dict"
 

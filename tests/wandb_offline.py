@@ -35,8 +35,7 @@ class OfflineRun:
 
     def picture(self, key: str) -> Path:
         """The file of the last image logged under a key."""
-        (*_, last) = self.series(key)
-        return self.folder / "files" / (last.get("path") or last["filenames"][-1])
+        return self.folder / "files" / self.series(f"{key}/filenames")[-1][-1]
 
 
 def read_run(path: Path) -> OfflineRun:
@@ -47,11 +46,11 @@ def read_run(path: Path) -> OfflineRun:
             case "run":
                 run.id, run.group = record.run.run_id, record.run.run_group
                 run.name, run.project = record.run.display_name, record.run.project
-                run.config |= _nested(record.run.config.update)
+                run.config |= _values(record.run.config.update)
             case "config":
-                run.config |= _nested(record.config.update)
+                run.config |= _values(record.config.update)
             case "history":
-                run.history.append(_flat(record.history.item))
+                run.history.append(_values(record.history.item))
             case "exit":
                 run.exit_code = record.exit.exit_code
     return run
@@ -73,8 +72,5 @@ def _records(path: Path) -> Iterator[Any]:
             parts = []
 
 
-def _nested(items: Any) -> dict[str, Any]:
+def _values(items: Any) -> dict[str, Any]:
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
-
-
-_flat = _nested

@@ -10,29 +10,34 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 @contextmanager
-def math_attention() -> Iterator[None]:
+def math_attention(fast_path: bool = True) -> Iterator[None]:
     """Let attention run in the form that forward-mode differentiation supports.
 
     The fused kernels (flash, memory-efficient, and the inference fast path of `nn.MultiheadAttention`) have no
     forward derivative, on no device (https://github.com/pytorch/pytorch/issues/98164). Reverse mode is not affected.
 
+    Args:
+        fast_path: Whether the fast path has to be switched as well; False suits networks that cannot reach it, and
+            torch.compile, which does not follow that switch.
+
     Yields:
         Nothing; the former setting returns at the end.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    if not fast_path:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+        return
+    former = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mha.set_fastpath_enabled(former)
 
 
 class _Forgetful(dict[Any, Any]):
-    """A dictionary that hands a value out once and never claims to have it."""
-
-    def __contains__(self, key: object) -> bool:
-        return False
+    """A dictionary that hands every value out once."""
 
     def __getitem__(self, key: Any) -> Any:
         return self.pop(key)

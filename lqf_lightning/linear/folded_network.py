@@ -31,6 +31,8 @@ class FoldedNetwork:
         self.plan = plan
         self.slots = [(module, key) for module in model.modules() for key in (*module._parameters, *module._buffers)]
         self.structure = self._fold_structure(model)
+        fast = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+        self.has_fast_path = any(isinstance(module, fast) for module in model.modules())
         self.refresh(model)
 
     def _fold_structure(self, model: nn.Module) -> nn.Module:
@@ -190,7 +192,7 @@ class FoldedNetwork:
         def run(primals: Tensors) -> Tensor:
             return self._call({**self.state, **primals}, x)
 
-        with math_attention():
+        with math_attention(self.has_fast_path):
             value, derivative, *_ = jvp(run, (moving,), (tangents,))
         return value, derivative
 

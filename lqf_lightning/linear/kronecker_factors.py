@@ -66,26 +66,23 @@ def split_inputs(module: nn.Module, x: Tensor, positions: int) -> Tensor:
     Args:
         module: `Linear` or `Conv2d`.
         x: Input (B, ..., d) or (B, C, H, W).
-        positions: Number of output positions, which tells how a convolution has padded.
+        positions: Number of output positions.
 
     Returns:
         Vectors (B, groups, T, d).
 
     Raises:
-        ValueError: If no known padding gives that number of positions.
+        ValueError: If the convolution pads in an unknown way.
     """
     if not isinstance(module, nn.Conv2d):
         return x.reshape(len(x), 1, -1, x.shape[-1])
-    for padding in (_declared_padding(module), _same_padding(module, x)):
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        patches = F.unfold(F.pad(x, padding, mode), module.kernel_size, module.dilation, 0, module.stride)
-        if patches.shape[-1] == positions:
-            return patches.reshape(len(x), module.groups, -1, positions).transpose(2, 3)
-    raise ValueError(f"cannot tell the padding of {type(module).__name__} for inputs {tuple(x.shape)}")
-
-
-def _declared_padding(module: nn.Conv2d) -> list[int]:
-    return list(module._reversed_padding_repeated_twice)
+    own = type(module).forward is nn.Conv2d.forward
+    padding = list(module._reversed_padding_repeated_twice) if own else _same_padding(module, x)
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    patches = F.unfold(F.pad(x, padding, mode), module.kernel_size, module.dilation, 0, module.stride)
+    if patches.shape[-1] != positions:
+        raise ValueError(f"cannot tell the padding of {type(module).__name__} for inputs {tuple(x.shape)}")
+    return patches.reshape(len(x), module.groups, -1, positions).transpose(2, 3)
 
 
 def _same_padding(module: nn.Conv2d, x: Tensor) -> list[int]:

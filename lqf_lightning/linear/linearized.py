@@ -76,7 +76,6 @@ class LinearizedModel(nn.Module):
         self._frozen = [(module, key) for module in model.modules() for key in module._parameters]
         self._found: StartUp | None = None
         self._network: FoldedNetwork | None = None
-        self.register_load_state_dict_post_hook(_forget_network)  # type: ignore[no-untyped-call]
         if example is not None:
             self._start(example)
 
@@ -165,8 +164,3 @@ def _requires_grad(module: nn.Module, key: str) -> bool:
 
 def _widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _forget_network(module: nn.Module, _: Any) -> None:
-    if isinstance(module, LinearizedModel):
-        module._network = None

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassRecall
 from torchmetrics.wrappers import ClasswiseWrapper
+
+NO_SAMPLE = -1  # label of a row that no metric counts: torchmetrics cannot be updated with zero rows
 
 
 def classification_metrics(classes: Sequence[str], stage: str) -> MetricCollection:
@@ -23,12 +26,13 @@ def classification_metrics(classes: Sequence[str], stage: str) -> MetricCollecti
     """
     number = len(classes)
     # Unchecked: the check refuses NaN, and labels were checked against the classes before training.
-    recall = MulticlassRecall(number, average=None, zero_division=math.nan, validate_args=False)
+    options: dict[str, Any] = {"validate_args": False, "ignore_index": NO_SAMPLE}
+    recall = MulticlassRecall(number, average=None, zero_division=math.nan, **options)
     return MetricCollection(
         {
-            "acc": MulticlassAccuracy(number, average="micro", validate_args=False),
+            "acc": MulticlassAccuracy(number, average="micro", **options),
             "class_acc": ClasswiseWrapper(recall, labels=list(classes), prefix="acc/"),
-            "ece": MulticlassCalibrationError(number, validate_args=False),
+            "ece": MulticlassCalibrationError(number, **options),
         },
         prefix=f"{stage}/",
     )

@@ -145,12 +145,11 @@ class LQF(Method):
     def _factor_inputs(self) -> Iterator[Tensor]:
         loader = cast(Any, self.trainer).datamodule.fixed_train_dataloader()
         wanted = self._preconditioner_samples or len(loader.dataset)
-        share = -(-wanted // self.trainer.world_size)
-        seen = 0
-        for batch in track(loader, "Kronecker factors", total=min(len(loader), -(-share // loader.batch_size))):
-            yield self.transfer_batch_to_device(batch, self.device, 0).input[: share - seen]
-            seen += len(batch.target)
-            if seen >= share:
+        left = -(-wanted // self.trainer.world_size)
+        for batch in track(loader, "Kronecker factors", total=len(loader)):
+            yield self.transfer_batch_to_device(batch, self.device, 0).input[:left]
+            left -= len(batch.target)
+            if left <= 0:
                 return
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

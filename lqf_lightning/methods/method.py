@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric
 
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import Batch
-from lqf_lightning.methods.classification_metrics import classification_metrics
+from lqf_lightning.methods.classification_metrics import NO_SAMPLE, classification_metrics
+from lqf_lightning.methods.sample_mean import SampleMean
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -55,8 +55,8 @@ class Method(LightningModule):
         self.group_lr = dict(group_lr or {})
         self._known_groups(list(self.group_lr), "group_lr")
         self._optimizer, self._scheduler = optimizer, scheduler
-        self.train_loss, self.train_acc = _mean(), _mean()
-        self.stage_loss = nn.ModuleDict({f"{stage}_loss": _mean() for stage in _STAGES})
+        self.train_loss, self.train_acc = SampleMean(), SampleMean()
+        self.stage_loss = nn.ModuleDict({f"{stage}_loss": SampleMean() for stage in _STAGES})
         self.stage_metrics = nn.ModuleDict({f"{s}_metrics": classification_metrics(classes, s) for s in _STAGES})
         self._random_state: Tensor | None = None
 
@@ -105,8 +105,8 @@ class Method(LightningModule):
         logits = self(batch.input)
         data_loss = self.loss(logits, batch.target)
         size = len(batch.target)
-        self.train_loss.update(data_loss.detach(), weight=size)
-        self.train_acc.update((logits.detach().argmax(-1) == batch.target).float().mean(), weight=size)
+        self.train_loss.update(data_loss.detach(), size)
+        self.train_acc.update((logits.detach().argmax(-1) == batch.target).float().mean(), size)
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
         return {"loss": data_loss + self.penalty(), "logits": logits.detach()}
@@ -137,15 +137,16 @@ class Method(LightningModule):
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, Tensor]:
         mean: Any = self.stage_loss[f"{stage}_loss"]
+        metrics: Any = self.stage_metrics[f"{stage}_metrics"]
         if len(batch.target):
             logits = self(batch.input)
             loss = self.loss(logits, batch.target)
-            mean.update(loss, weight=len(batch.target))
-            metrics: Any = self.stage_metrics[f"{stage}_metrics"]
             metrics.update(logits.float(), batch.target)
         else:  # a rank without samples takes part in the reductions all the same
-            logits, loss = torch.zeros(0, len(self.classes), device=self.device), torch.zeros((), device=self.device)
-            mean.update(loss, weight=0)
+            nothing = torch.zeros(1, len(self.classes), device=self.device)
+            metrics.update(nothing, batch.target.new_full((1,), NO_SAMPLE))
+            logits, loss = nothing[:0], nothing.sum()
+        mean.update(loss, len(batch.target))
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True)
         return {"loss": loss, "logits": logits}
 
@@ -239,7 +240,3 @@ class Method(LightningModule):
                 f"got {unknown or names}. Set method.{option} to some of them, or to null for all."
             )
         return [group for group in self.backbone.groups if group in names]
-
-
-def _mean() -> MeanMetric:
-    return MeanMetric(nan_strategy="disable")  # the default drops NaN, and a diverged run would look healthy

@@ -1,9 +1,9 @@
 import os
 
 import pytest
-from ranks import run_on_ranks
 
 from lqf_lightning.data.world import World
+from ranks import run_on_ranks
 
 
 def test_one_process_is_the_first_of_one():

@@ -1,7 +1,8 @@
 import pytest
 import torch
-from linear.nets import BUILD, build_net
 from torch import Tensor, nn
+
+from linear.nets import BUILD, build_net
 
 
 @pytest.fixture(params=list(BUILD))

@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from linear.nets import build_net, dense_jacobian, random_direction
-from ranks import run_on_ranks
 from torch import Tensor, nn
 
+from linear.nets import build_net, dense_jacobian, random_direction
 from lqf_lightning.linear import KFAC, DistributedReducer, LinearizedModel, Reducer, fit_kfac
+from ranks import run_on_ranks
 
 EXACT = 1e-10  # relative, float64: eigenvectors lose a few digits against plain products
 
@@ -324,6 +324,18 @@ def test_ranks_agree_with_a_single_process(shards: list[list[int]], x: Tensor) -
         for name, want in expected.items():
             assert close(got[name], want)
             assert torch.equal(got[name], results[0][name])
+
+
+def test_ranks_draw_different_cotangents(x: Tensor) -> None:
+    def fit() -> Tensor:
+        return fit_kfac(
+            build_net("residual"), None, [x], damping=0.1, cotangents="random", reducer=DistributedReducer()
+        ).factors["0"].outputs  # fmt: skip
+
+    alone = run_on_ranks(1, fit)[0]
+    first, second = run_on_ranks(2, fit)
+    assert torch.equal(first, second)
+    assert not close(first, alone, 1e-3)  # the same data twice: equal draws would give equal factors
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from linear.nets import build_net, dense_jacobian, push, random_direction
-from ranks import run_on_ranks
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from linear.nets import PreActivated, build_net, dense_jacobian, head, push, random_direction
 from lqf_lightning.linear import LinearizedModel
 from lqf_lightning.linear.attention import math_attention
+from ranks import run_on_ranks
 
 EXACT = 1e-12  # relative, float64: a few thousand roundings of 1e-16
 
@@ -39,7 +39,7 @@ def test_output_is_the_first_order_expansion(net: nn.Module, x: Tensor, mode: An
     direction, value = random_direction(net), copy.deepcopy(net)(x).detach()
     expected = value + push(dense_jacobian(net, x), direction)
     linear = move(LinearizedModel(net, example=x, mode=mode, refold=refold), direction)
-    assert linear.mode == mode
+    assert (linear.mode, linear.notes) == (mode, ())
     assert close(linear(x), expected)
     with torch.no_grad():
         assert close(linear(x), expected)
@@ -127,6 +127,7 @@ def test_every_subset_of_a_folded_pair(x: Tensor) -> None:
     for subset in range(1, 16):
         names = [name for bit, name in enumerate(pair) if subset >> bit & 1]
         linear = move(LinearizedModel(copy.deepcopy(net), names, example=x), direction)
+        assert linear.notes == ()  # the full fold is right, not a fallback
         assert close(linear(x), value + push(jacobian, {n: direction[n] for n in names})), names
         assert linear._current(x).tangents(linear.deltas).keys() <= {"3.conv2.weight", "3.conv2.bias"}
 
@@ -145,6 +146,24 @@ def test_folding_finds_pairs_lone_normalizations_and_safe_activations(x: Tensor)
     plan = LinearizedModel(build_net("depthwise"), example=x)._current(x).plan
     assert plan.pairs == (("0", "1"), ("4.depthwise", "4.bn1"))
     assert plan.affine == ("4.bn0",)
+
+
+def test_shortcuts_around_a_normalization_or_an_activation_are_seen(x: Tensor) -> None:
+    class Forked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.side = nn.Conv2d(6, 6, 1), nn.LeakyReLU(0.1), nn.Conv2d(6, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.act(y) + self.side(y)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3), PreActivated(6), Forked(), *head(6)).double().eval()
+    linear = LinearizedModel(net, example=x)
+    plan = linear._current(x).plan
+    assert linear.notes == ()  # seen beforehand, not found out by comparison
+    assert (plan.pairs, plan.affine, plan.in_place) == ((("1.depthwise", "1.bn1"),), ("1.bn0",), ("1.act",))
 
 
 def test_folding_is_refused_where_it_would_change_the_function(x: Tensor) -> None:
@@ -193,8 +212,9 @@ def test_a_changed_network_is_folded_anew(x: Tensor) -> None:
     assert close(linear(x), other(x))
 
 
-def test_double_precision_is_exact_after_conversion(x: Tensor) -> None:
-    net = build_net("residual", torch.float32)
+@pytest.mark.parametrize("kind", ["residual", "transformer"])
+def test_double_precision_is_exact_after_conversion(kind: str, x: Tensor) -> None:
+    net = build_net(kind, torch.float32)
     exact = copy.deepcopy(net).double()
     direction = random_direction(exact)
     expected = exact(x).detach() + push(dense_jacobian(exact, x), direction)
@@ -393,3 +413,29 @@ def test_gradient_under_ddp_equals_a_single_process(world_size: int, mode: Any, 
         assert got.keys() == expected.keys()
         for name in expected:
             assert (got[name] - expected[name]).norm() <= EXACT * (expected[name].norm() + 10)
+
+
+def test_compiles_as_one_graph(x: Tensor) -> None:
+    linear = move(LinearizedModel(build_net("residual"), example=x), random_direction(build_net("residual")))
+    expected = linear(x).detach()
+    assert close(torch.compile(linear, backend="aot_eager", fullgraph=True)(x), expected)
+    torch.compiler.reset()
+
+
+def _gradient_under_fsdp(x: Tensor) -> dict[str, Tensor]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    rank = torch.distributed.get_rank()
+    linear = LinearizedModel(build_net("residual"), example=x)
+    fully_shard(linear, mesh=init_device_mesh("cpu", (2,)))
+    (2 * linear(x[:3] if rank == 0 else x[3:]).sum()).backward()
+    return {name: delta.grad.full_tensor() for name, delta in linear.deltas.items() if delta.grad is not None}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradient_under_sharding_at_the_root_equals_a_single_process(x: Tensor) -> None:
+    expected = gradient(LinearizedModel(build_net("residual"), example=x), x, torch.ones(5, 3, dtype=torch.float64))
+    for got in run_on_ranks(2, _gradient_under_fsdp, x):
+        for name, value in got.items():
+            assert (value - expected[f"dw.{name}"]).norm() <= EXACT * (expected[f"dw.{name}"].norm() + 10)

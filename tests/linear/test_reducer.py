@@ -1,10 +1,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import run_on_ranks
 from torch import Tensor
 
 from lqf_lightning.linear import DistributedReducer, Reducer
+from ranks import run_on_ranks
 
 
 def test_a_single_process_changes_nothing() -> None:
