@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from lqf_lightning.linear import DistributedReducer, Reducer
+from lqf_lightning.linear import current_reducer
 
 from .pictures import save_picture
 
@@ -48,8 +48,7 @@ class LearningCurves(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the confusion matrix."""
-        reducer = DistributedReducer() if trainer.world_size > 1 else Reducer()
-        counts = reducer.sum_(self._counts).cpu()
+        counts = current_reducer().sum_(self._counts).cpu()
         save_picture(trainer, draw_confusion(counts, _classes(pl_module)), "confusion")
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lqf_lightning.backbones import penultimate_features
 from lqf_lightning.data import ImageDataModule
-from lqf_lightning.linear import DistributedReducer, Reducer, RidgeProbe
+from lqf_lightning.linear import Reducer, RidgeProbe, current_reducer
 from lqf_lightning.methods import Method
 from lqf_lightning.progress import track
 
@@ -36,7 +36,7 @@ class LinearProbe(Callback):
         if self.accuracy:
             return
         data, method = cast(ImageDataModule, trainer.datamodule), cast(Method, pl_module)  # type: ignore[attr-defined]
-        reducer = DistributedReducer() if trainer.world_size > 1 else Reducer()
+        reducer = current_reducer()
         probe = RidgeProbe(_width(method), data.num_classes, method.device)
         for features, target in _features(method, data.fixed_train_dataloader(), "linear probe: train"):
             probe.update(features, target)

@@ -56,6 +56,8 @@ def wandb_logger(
         resume="allow",
         **settings,
     )
+    # Lightning 2.6 passes a setting that W&B has withdrawn and warns about at every start.
+    logger._wandb_init.pop("anonymous", None)
     return logger
 
 

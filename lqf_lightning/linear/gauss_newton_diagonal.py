@@ -27,6 +27,11 @@ def sum_squared_jacobian(
 
     Returns:
         One sum per parameter, shaped like it.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> sum_squared_jacobian(layer, ["weight"], torch.tensor([[1.0, 2.0], [3.0, 0.0]]), torch.ones(1, 2, 1))
+        {'weight': tensor([[10.,  4.]])}
     """
     frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
     moving = {name: frozen[name] for name in names}

@@ -76,6 +76,8 @@ class LinearizedModel(nn.Module):
         self._frozen = [(module, key) for module in model.modules() for key in module._parameters]
         self._found: StartUp | None = None
         self._network: FoldedNetwork | None = None
+        # Other changes are noticed in forward, but compiled code does not look for them.
+        self.register_load_state_dict_post_hook(_forget_network)  # type: ignore[no-untyped-call]
         if example is not None:
             self._start(example)
 
@@ -101,9 +103,10 @@ class LinearizedModel(nn.Module):
         network = self._current(x)
         deltas: dict[str, Tensor] = dict(self.deltas)
         if self.mode == "vjp" and torch.is_grad_enabled():
-            return _widen(network.straight_through(deltas, x))
-        value, derivative = network.pushforward(deltas, x)
-        output = _widen(value) + _widen(derivative)
+            output = _widen(network.straight_through(deltas, x))
+        else:
+            value, derivative = network.pushforward(deltas, x)
+            output = _widen(value) + _widen(derivative)
         if self._found is not None and self._found.unreached and torch.is_grad_enabled():
             # Parameters without a part in the output get a zero gradient, which DistributedDataParallel waits for.
             output = output + 0.0 * sum(deltas[name].sum() for name in self._found.unreached)
@@ -164,3 +167,8 @@ def _requires_grad(module: nn.Module, key: str) -> bool:
 
 def _widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _forget_network(module: nn.Module, _: Any) -> None:
+    if isinstance(module, LinearizedModel):
+        module._network = None

@@ -143,3 +143,13 @@ class DistributedReducer(Reducer):
         parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+
+def current_reducer() -> Reducer:
+    """The reducer of this process as it stands: distributed if a process group is running.
+
+    Returns:
+        A DistributedReducer where `torch.distributed` is initialized, else the single process.
+    """
+    running = dist.is_available() and dist.is_initialized()
+    return DistributedReducer() if running else Reducer()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lqf_lightning.backbones import Backbone
-from lqf_lightning.linear import KFAC, DistributedReducer, LinearizedModel, Reducer
+from lqf_lightning.linear import KFAC, LinearizedModel, current_reducer
 from lqf_lightning.methods.losses import LossName, choose_loss
 from lqf_lightning.methods.method import Method, OptimizerFactory, SchedulerFactory
 from lqf_lightning.progress import track
@@ -38,6 +38,8 @@ class LQF(Method):
             the plain gradient.
         preconditioner_samples: Training samples that the factors are computed from; None means all.
     """
+
+    moves_buffers = False  # broadcasting the frozen ones would only make the linearized model fold them again
 
     def __init__(
         self,
@@ -133,13 +135,12 @@ class LQF(Method):
         super().on_fit_start()
         if self._preconditioner is None:
             return
-        distributed = self.trainer.world_size > 1
         self.kfac = self._preconditioner(
             self.linearized,
             None,
             self._factor_inputs(),
             damping=self.ridge,
-            reducer=DistributedReducer() if distributed else Reducer(),
+            reducer=current_reducer(),
         )
 
     def _factor_inputs(self) -> Iterator[Tensor]:

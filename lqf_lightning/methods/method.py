@@ -38,6 +38,8 @@ class Method(LightningModule):
         group_lr: Learning-rate factor per layer group, 1 where absent.
     """
 
+    moves_buffers = True  # whether training changes buffers (batch-norm statistics), so that ranks must agree on them
+
     def __init__(
         self,
         backbone: Backbone,
@@ -209,8 +211,8 @@ class Method(LightningModule):
         # broadcasts that never come. One broadcast at the start of evaluation replaces them.
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
-            wrapped.require_forward_param_sync = not evaluating
-            if evaluating:
+            wrapped.require_forward_param_sync = self.moves_buffers and not evaluating
+            if evaluating and self.moves_buffers:
                 for buffer in self.buffers():
                     dist.broadcast(buffer, 0)
 
@@ -228,6 +230,7 @@ class Method(LightningModule):
 
     def on_train_start(self) -> None:
         """Go on from the random state of the checkpoint, if there is one."""
+        self._hold_buffers(evaluating=False)
         if self._random_state is not None:
             torch.set_rng_state(self._random_state.cpu())
             self._random_state = None

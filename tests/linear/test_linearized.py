@@ -282,8 +282,9 @@ def test_bfloat16_autocast_runs_and_returns_single_precision(kind: str, x: Tenso
     assert 0 < (got - exact).norm() < 0.1 * exact.norm()  # 8 bits of mantissa: rounding, and visibly so
 
 
-def test_unreached_parameters_get_a_zero_gradient(x: Tensor) -> None:
-    linear = LinearizedModel(_Use(build_net("residual"), nn.Linear(2, 2).double()), example=x)
+@pytest.mark.parametrize("mode", ["jvp", "vjp"])
+def test_unreached_parameters_get_a_zero_gradient(mode: Any, x: Tensor) -> None:
+    linear = LinearizedModel(_Use(build_net("residual"), nn.Linear(2, 2).double()), example=x, mode=mode)
     linear(x).sum().backward()
     grad = linear.deltas["spare.weight"].grad
     assert grad is not None
@@ -418,7 +419,14 @@ def test_gradient_under_ddp_equals_a_single_process(world_size: int, mode: Any, 
 def test_compiles_as_one_graph(x: Tensor) -> None:
     linear = move(LinearizedModel(build_net("residual"), example=x), random_direction(build_net("residual")))
     expected = linear(x).detach()
-    assert close(torch.compile(linear, backend="aot_eager", fullgraph=True)(x), expected)
+    compiled = torch.compile(linear, backend="aot_eager", fullgraph=True)
+    assert close(compiled(x), expected)
+    other = LinearizedModel(build_net("residual"), example=x)
+    with torch.no_grad():
+        other.model[0].weight.mul_(1.25)
+        other.model[1].running_var.mul_(1.25)
+    linear.load_state_dict(other.state_dict())
+    assert close(torch.compile(linear, backend="aot_eager")(x), other(x))
     torch.compiler.reset()
 
 
