@@ -24,15 +24,26 @@ class LearningCurves(Callback):
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
+        self._validated = False
         self._counts = torch.zeros(0, 0)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that this epoch has validation metrics of its own."""
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the epoch's metrics and draw again."""
         metrics = trainer.callback_metrics  # reduced over ranks when read, hence read on every rank
-        row = {name: float(metrics[name]) for name in (*_CURVES, _PROBE) if name in metrics}
+        names = [name for name in (*_CURVES, _PROBE) if self._validated or not name.startswith("val/")]
+        row = {name: float(metrics[name]) for name in names if name in metrics}
         self.history.append({"epoch": trainer.current_epoch, **row})
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        save_picture(trainer, draw_learning_curves(self.history), "learning_curves", upload=last)
+        self._validated = False
+        save_picture(trainer, draw_learning_curves(self.history), "learning_curves", upload=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the whole picture in the trackers, whatever ended the training."""
+        if self.history:
+            save_picture(trainer, draw_learning_curves(self.history), "learning_curves")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
@@ -80,8 +91,9 @@ def draw_learning_curves(history: list[dict[str, float]]) -> Figure:
         points = [(row["epoch"] + 1, row[curve]) for row in history if curve in row]
         if points:
             panels[name].plot(*zip(*points, strict=True), style, label=stage, markersize=4)
-    if _PROBE in history[-1]:
-        panels["acc"].axhline(history[-1][_PROBE], color="gray", linestyle="--", label="val, linear probe")
+    probe = [row[_PROBE] for row in history if _PROBE in row]
+    if probe:
+        panels["acc"].axhline(probe[-1], color="gray", linestyle="--", label="val, linear probe")
     for name, title in (("loss", "loss"), ("acc", "accuracy")):
         panels[name].set(xlabel="epoch", title=title)
         panels[name].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -109,8 +121,8 @@ def draw_confusion(counts: Tensor, classes: list[str]) -> Figure:
     figure.colorbar(image, shrink=0.7, label="share of the true class")
     axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {counts.diagonal().sum() / counts.sum():.4f}")
     if number <= 60:
-        axes.set_xticks(range(number), classes, rotation=90)
-        axes.set_yticks(range(number), classes)
+        axes.set_xticks(range(number), classes, rotation=90, parse_math=False)
+        axes.set_yticks(range(number), classes, parse_math=False)
     if number <= 20:
         for row, column in torch.nonzero(counts).tolist():
             color = "white" if shares[row, column] > 0.5 else "black"

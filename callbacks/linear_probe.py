@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lqf_lightning.backbones import penultimate_features
@@ -20,8 +21,8 @@ class LinearProbe(Callback):
     """Fits a linear probe before training and reports ``val/linear_probe_acc`` and ``test/linear_probe_acc``.
 
     The probe is a ridge regression on one-hot targets; its ridge is the one of `ridges` with the best validation
-    accuracy. It costs one forward pass over all sets, exact on any number of ranks. A resumed run keeps the result,
-    because by then the features are no longer the pre-trained ones.
+    accuracy, or the middle one where no sample is held out. It costs one forward pass over all sets, exact on any
+    number of ranks. A resumed run keeps the result, because by then the features are no longer the pre-trained ones.
 
     Args:
         ridges: Candidates, relative to the mean variance of the features.
@@ -33,20 +34,32 @@ class LinearProbe(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit on the training set, choose the ridge on the validation set, measure on the test set."""
+        data, method = cast(ImageDataModule, trainer.datamodule), cast(Method, pl_module)  # type: ignore[attr-defined]
         if self.accuracy:
             return
-        data, method = cast(ImageDataModule, trainer.datamodule), cast(Method, pl_module)  # type: ignore[attr-defined]
-        reducer = current_reducer()
+        if trainer.ckpt_path and _body_trains(method):
+            rank_zero_warn(
+                "no linear probe: the checkpoint was written without one, and its features are no longer the "
+                "pre-trained ones. Set callbacks=[learning_curves], or ckpt_path=null to start over."
+            )
+            return
+        with torch.random.fork_rng(devices=[]):  # iterating over a loader draws a number, which training shall not miss
+            self.accuracy = self._measure(data, method, current_reducer())
+
+    def _measure(self, data: ImageDataModule, method: Method, reducer: Reducer) -> dict[str, float]:
         probe = RidgeProbe(_width(method), data.num_classes, method.device)
         for features, target in _features(method, data.fixed_train_dataloader(), "linear probe: train"):
             probe.update(features, target)
         probe.reduce(reducer)
         weight, bias = probe.solve(self.ridges)
-        validation = _accuracies(weight, bias, _features(method, data.val_dataloader(), "linear probe: val"), reducer)
-        best = int(validation.argmax())
-        test = _features(method, data.test_dataloader(), "linear probe: test")
-        tested = _accuracies(weight[best : best + 1], bias[best : best + 1], test, reducer)
-        self.accuracy = {"val": float(validation[best]), "test": float(tested[0])}
+        loaders = {"val": data.val_dataloader(), "test": data.test_dataloader()}
+        measured = {
+            stage: _accuracies(weight, bias, _features(method, loader, f"linear probe: {stage}"), reducer)
+            for stage, loader in loaders.items()
+            if len(loader)
+        }
+        best = int(measured["val"].argmax()) if "val" in measured else len(self.ridges) // 2
+        return {stage: float(accuracies[best]) for stage, accuracies in measured.items()}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report beside the method's own accuracy, as a constant line."""
@@ -93,6 +106,11 @@ def _accuracies(weight: Tensor, bias: Tensor, samples: Iterable[tuple[Tensor, Te
         counts[-1] += len(target)
     reducer.sum_(counts)
     return counts[:-1] / counts[-1]
+
+
+def _body_trains(method: Method) -> bool:
+    head = set(method.backbone.groups["head"])
+    return any(p.requires_grad for name, p in method.backbone.model.named_parameters() if name not in head)
 
 
 def _width(method: Method) -> int:

@@ -66,20 +66,23 @@ class RidgeProbe:
             Weights (R, C, F) and intercepts (R, C), float64.
 
         Raises:
-            ValueError: No sample was added, or a ridge is not positive.
+            ValueError: No sample was added, or there is no ridge, or one that is not positive.
         """
         number = self._second[-1, -1]
         if number == 0:
             raise ValueError("the probe has seen no sample; call update first")
-        if min(ridges) <= 0:
+        if not ridges or not all(ridge > 0 for ridge in ridges):
             raise ValueError(
-                f"ridges must be positive, got {list(ridges)}. Set callbacks.linear_probe.ridges=[0.001,0.1]"
+                f"ridges must be positive numbers, at least one, got {list(ridges)}. "
+                "Set callbacks.linear_probe.ridges=[0.001,0.1]"
             )
         mean, share = self._second[:-1, -1] / number, self._cross[-1] / number
         covariance = self._second[:-1, :-1] / number - torch.outer(mean, mean)
         cross = self._cross[:-1] / number - torch.outer(mean, share)
         values, vectors = torch.linalg.eigh(covariance)
-        damping = torch.tensor(ridges, dtype=values.dtype, device=values.device) * values.mean().clamp(min=1e-300)
+        # Of constant features nothing but rounding is left, which no division may blow up.
+        rounding = 1e-15 * self._second.diagonal()[:-1].mean() / number + 1e-300
+        damping = torch.tensor(ridges, dtype=values.dtype, device=values.device) * torch.maximum(values.mean(), rounding)
         inverse = 1.0 / (values.clamp(min=0)[None] + damping[:, None])  # (R, F)
         weight = torch.einsum("fe,re,ec->rcf", vectors, inverse, vectors.T @ cross)
         return weight, share - weight @ mean

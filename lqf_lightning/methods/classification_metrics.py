@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassRecall
 from torchmetrics.wrappers import ClasswiseWrapper
@@ -32,7 +33,13 @@ def classification_metrics(classes: Sequence[str], stage: str) -> MetricCollecti
         {
             "acc": MulticlassAccuracy(number, average="micro", **options),
             "class_acc": ClasswiseWrapper(recall, labels=list(classes), prefix="acc/"),
-            "ece": MulticlassCalibrationError(number, **options),
+            "ece": _CalibrationError(number, **options),
         },
         prefix=f"{stage}/",
     )
+
+
+class _CalibrationError(MulticlassCalibrationError):
+    # torchmetrics takes a batch whose outputs all happen to lie in [0, 1] for probabilities.
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.softmax(-1), target)

@@ -52,6 +52,7 @@ class Finetune(Method):
         trained = self.trained()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
+        self.train()  # backbones come in eval mode, and Lightning trains every module in the mode it finds it in
 
     def forward(self, images: Tensor) -> Tensor:
         """Outputs of the network.
@@ -61,8 +62,19 @@ class Finetune(Method):
 
         Returns:
             Logits (B, C).
+
+        Raises:
+            ValueError: Batch statistics of a single value are asked for.
         """
-        logits: Tensor = self.model(images)
+        try:
+            logits: Tensor = self.model(images)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ValueError(
+                f"a training batch of {len(images)} image on a process leaves one value per channel, of which batch norm "
+                "has no variance. Set data.drop_last=true, another data.batch_size, or method.batch_norm=frozen"
+            ) from error
         return logits
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Training losses, one normalization: summed over classes, averaged over the batch."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Literal
@@ -46,9 +47,9 @@ def choose_loss(name: LossName, target_scale: float) -> Callable[[Tensor, Tensor
         A function of logits (B, C) and class positions (B,).
 
     Raises:
-        ValueError: The name is neither, or the scale is not positive.
+        ValueError: The name is neither, or the scale is not a positive number.
     """
-    if target_scale <= 0:
+    if not 0 < target_scale < math.inf:
         raise ValueError(f"`target_scale` must be positive, got {target_scale}. Set method.target_scale=15")
     if name == "squared":
         return partial(scaled_squared_loss, scale=target_scale)

@@ -1,5 +1,6 @@
 """Linear quadratic fine-tuning: a network's first-order expansion, trained by a squared loss."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -57,8 +58,13 @@ class LQF(Method):
         preconditioner_samples: int | None = 1000,
     ) -> None:
         super().__init__(backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr)
-        if ridge < 0:
-            raise ValueError(f"`ridge` must be at least 0, got {ridge}. Set method.ridge=1e-4")
+        if not 0 <= ridge < math.inf:
+            raise ValueError(f"`ridge` must be at least 0 and finite, got {ridge}. Set method.ridge=1e-4")
+        if preconditioner_samples is not None and preconditioner_samples < 1:
+            raise ValueError(
+                f"`preconditioner_samples` must be null (all) or at least 1, got {preconditioner_samples}. "
+                "Set method.preconditioner_samples=1000"
+            )
         self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "preconditioner"], logger=False)
         self.ridge = ridge
         self._loss = choose_loss(loss, target_scale)

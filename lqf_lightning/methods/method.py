@@ -56,6 +56,8 @@ class Method(LightningModule):
         self.layers = self._known_groups(list(backbone.groups) if layers is None else list(layers), "layers")
         self.group_lr = dict(group_lr or {})
         self._known_groups(list(self.group_lr), "group_lr")
+        if min(self.group_lr.values(), default=0) < 0:
+            raise ValueError(f"factors must be at least 0, got {self.group_lr}. Set method.group_lr={{head: 10}}")
         self._optimizer, self._scheduler = optimizer, scheduler
         self.train_loss, self.train_acc = SampleMean(), SampleMean()
         self.stage_loss = nn.ModuleDict({f"{stage}_loss": SampleMean() for stage in _STAGES})
@@ -175,9 +177,10 @@ class Method(LightningModule):
         """
         loss = self.trainer.callback_metrics["train/loss"]
         if not torch.isfinite(loss):
+            first = self.trainer.optimizers[0].param_groups[0]
             raise FloatingPointError(
                 f"the training loss of epoch {self.current_epoch} is {loss.item()}: training diverged. Lower the "
-                f"learning rate (method.optimizer.lr, now {self.trainer.optimizers[0].param_groups[0]['lr']:.3g}) "
+                f"learning rate (method.optimizer.lr, now {first.get('initial_lr', first['lr']):.3g}) "
                 "or check the images for non-finite values. Checkpoints of earlier epochs are kept."
             )
 

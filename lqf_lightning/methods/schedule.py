@@ -61,7 +61,7 @@ def multistep(
     rise = _warmup_steps(total_steps, warmup)
 
     def factor(step: int) -> float:
-        passed = sum(step >= milestone * total_steps for milestone in milestones)
+        passed = sum(step / total_steps >= milestone for milestone in milestones)
         return min(1.0, (step + 1) / rise if rise else 1.0) * gamma**passed
 
     return LambdaLR(optimizer, factor)

@@ -48,17 +48,34 @@ def draw(number: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> tupl
 
 
 class TensorData(LightningDataModule):
-    """The same samples to train and to evaluate on, in order."""
+    """Samples in order; to evaluate on, the same as to train on unless others are given (None: there are none)."""
 
-    def __init__(self, images: Tensor, target: Tensor, batch_size: int | None = None) -> None:
+    num_classes = len(CLASSES)
+
+    def __init__(
+        self, images: Tensor, target: Tensor, batch_size: int | None = None, **others: tuple[Tensor, Tensor] | None
+    ) -> None:
         super().__init__()
-        self.samples = TensorDataset(images, target, torch.arange(len(target)))
+        self.splits = {name: (images, target) for name in ("train", "val", "test")} | others
         self.batch_size = batch_size or len(target)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        return DataLoader(self.samples, self.batch_size, collate_fn=lambda rows: Batch(*default_collate(rows)))
+    def train_dataloader(self) -> Any:
+        return self._load("train")
 
-    val_dataloader = test_dataloader = fixed_train_dataloader = train_dataloader
+    fixed_train_dataloader = train_dataloader
+
+    def val_dataloader(self) -> Any:
+        return self._load("val")
+
+    def test_dataloader(self) -> Any:
+        return self._load("test")
+
+    def _load(self, split: str) -> DataLoader[Batch] | list[Any]:
+        samples = self.splits[split]
+        if samples is None:
+            return []
+        rows = TensorDataset(*samples, torch.arange(len(samples[1])))
+        return DataLoader(rows, self.batch_size, collate_fn=lambda rows: Batch(*default_collate(rows)))
 
 
 def build_trainer(epochs: int, *callbacks: Callback, **options: Any) -> Trainer:

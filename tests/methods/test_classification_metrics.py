@@ -71,7 +71,7 @@ def test_a_class_without_samples_has_no_accuracy():
     kept = target != 2
     got = computed((logits[kept], target[kept]))
     assert math.isnan(got["val/acc/cat"])
-    assert got["val/acc/ant"] == pytest.approx(recall_score(target[kept], logits[kept].argmax(-1), average=None)[0])
+    assert got["val/acc/ant"] == (logits[target == 0].argmax(-1) == 0).float().mean().item()
     predicted = torch.nn.functional.one_hot(torch.full((3,), 2), 4).float()  # predicted, but never true
     assert math.isnan(computed((predicted, torch.tensor([0, 1, 3])))["val/acc/cat"])
 
@@ -86,7 +86,7 @@ def test_rows_without_a_sample_do_not_count():
     assert computed(empty, (logits, target), empty) == pytest.approx(expected)
 
 
-def test_outputs_that_are_no_numbers_are_wrong_and_do_not_stop_the_run():
+def test_outputs_that_are_no_numbers_do_not_stop_the_report():
     logits, target = torch.full((4, 4), math.nan), torch.tensor([1, 2, 3, 1])
     assert computed((logits, target))["val/acc"] == 0.0
 
