@@ -5,7 +5,7 @@ import inspect
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -21,19 +21,13 @@ def instantiate(config: DictConfig, key: str, **extra: Any) -> Any:
         The object, or a partial function where the node says ``_partial_: true``.
 
     Raises:
-        InstantiationException: The target is missing or does not know one of the keys; the message says which.
+        InstantiationException: The target or a value is missing, or a key is unknown, at any depth; the message says
+            which.
     """
     node = OmegaConf.select(config, key)
     if node is None or "_target_" not in node:
         raise InstantiationException(f"`{key}` has no `_target_`, got {node}. Choose one of its group with {key}=...")
-    target = str(node["_target_"])
-    try:
-        constructor = hydra.utils.get_object(target)
-    except HydraException as error:
-        raise InstantiationException(
-            f"`{key}._target_={target}` cannot be imported: {error.__cause__ or error}"
-        ) from error
-    _refuse_unknown_keys(node, key, constructor, set(extra))
+    _check(node, key, set(extra))
     try:
         # The last call is ours: Hydra would turn dataclasses among the extra arguments into configuration.
         factory = hydra.utils.instantiate(node, _partial_=True, _convert_="all")
@@ -58,14 +52,28 @@ def instantiate_all(config: DictConfig, key: str) -> list[Any]:
     return [instantiate(config, f"{key}.{name}") for name, entry in (node or {}).items() if entry is not None]
 
 
-def _refuse_unknown_keys(node: DictConfig, key: str, constructor: Any, extra: set[str]) -> None:
+def _check(node: DictConfig, key: str, extra: set[str]) -> None:
+    target = str(node["_target_"])
+    try:
+        constructor = hydra.utils.get_object(target)
+    except (ImportError, ValueError) as error:
+        raise InstantiationException(f"`{key}._target_={target}` cannot be imported: {error}") from error
+    known = _options(constructor, extra)
+    for name in map(str, node):
+        if OmegaConf.is_missing(node, name):
+            raise InstantiationException(f"`{key}.{name}` must be given. Set {key}.{name}=...")
+        if known is not None and name not in known and not name.startswith("_"):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean `{key}.{near[0]}`? " if near else ""
+            raise InstantiationException(f"`{key}.{name}` is no option of {target}. {hint}Its options: {known}.")
+        child = node[name]
+        if isinstance(child, DictConfig) and "_target_" in child:
+            _check(child, f"{key}.{name}", set())
+
+
+def _options(constructor: Any, extra: set[str]) -> list[str] | None:
+    # None where every key is welcome.
     parameters = inspect.signature(constructor).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name in map(str, node):
-        if name.startswith("_") or name in parameters:
-            continue
-        known = [p for p in parameters if p not in extra and p != "self"]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"Did you mean `{key}.{near[0]}`? " if near else ""
-        raise InstantiationException(f"`{key}.{name}` is no option of {node['_target_']}. {hint}Its options: {known}.")
+        return None
+    return [name for name in parameters if name not in extra]

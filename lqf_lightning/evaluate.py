@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import hydra
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lqf_lightning._launch import one_job
@@ -24,7 +25,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         The metrics, as written to ``metrics.json`` of the new folder.
 
     Raises:
-        ValueError: `split` is neither "val" nor "test".
+        ValueError: `split` is neither "val" nor "test", or the data have no such samples.
     """
     if config.split not in ("val", "test"):
         raise ValueError(f"`split` must be 'val' or 'test', got {config.split!r}. Set split=test")
@@ -37,14 +38,26 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         run.backbone.weights = None  # the checkpoint holds them
     log.info("evaluating %s on its %s set", checkpoint, config.split)
     data, method = build_method(run)
+    _refuse_other_classes(checkpoint, data.classes)
     folder = Path(config.paths.output_dir)
     write_start(folder, run)
+    if not len(data.test_dataloader() if config.split == "test" else data.val_dataloader()):
+        raise ValueError(f"the data have no {config.split} samples. Set split=test, or +data.val_fraction=0.1")
     trainer = build_trainer(run, folder)
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # none of them is needed
     check = trainer.test if config.split == "test" else trainer.validate
     check(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     write_metrics(folder, trainer.callback_metrics)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _refuse_other_classes(checkpoint: Path, classes: list[str]) -> None:
+    known = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["hyper_parameters"]["classes"]
+    if list(known) != classes:
+        raise ValueError(
+            f"{checkpoint} tells the classes {known} apart, in this order, but the data have {classes}. Give images of "
+            "the same classes, with +data.source.root=... or another data=..."
+        )
 
 
 def run_config(checkpoint: Path) -> DictConfig:

@@ -75,7 +75,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the latest optimizer step, judged by the step stored inside.
+    """The checkpoint of the latest optimizer step, judged by the step stored inside; of several, the last written.
 
     Args:
         folder: The run folder, which holds ``checkpoints/*.ckpt``.
@@ -83,7 +83,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     Returns:
         The file, or None where there is none.
     """
-    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=os.path.getmtime)
+    files = sorted((folder / "checkpoints").glob("*.ckpt"), key=os.path.getmtime, reverse=True)
     return max(files, key=_stored_step, default=None)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 
 @rank_zero_only
@@ -20,7 +20,9 @@ def print_summary(folder: Path, metrics: dict[str, float], config: DictConfig) -
     """
     console = Console(width=None if Console().is_terminal else 110)
     console.print(_results(metrics, config))
-    console.print(Panel("\n".join(_places(folder) + _next_steps(folder)), title="where and what next"), soft_wrap=True)
+    console.rule("where and what next")
+    # As text, without a frame: paths may hold brackets, and are there to be copied.
+    console.print(Text("\n".join(_places(folder) + _next_steps(folder))), soft_wrap=True)
 
 
 def _results(metrics: dict[str, float], config: DictConfig) -> Table:
@@ -48,12 +50,14 @@ def _places(folder: Path) -> list[str]:
 
 
 def _next_steps(folder: Path) -> list[str]:
-    return [
+    lines = [
         "Next: your own images, a folder per class:  lqf-train data=folder data.source.root=PATH",
         "      ordinary fine-tuning for comparison:  lqf-train method=finetune",
         "      both, as a sweep with two seeds:      lqf-train -m method=finetune,lqf seed=0,1",
-        f"      this model on the test set again:     lqf-eval checkpoint={folder / 'checkpoints' / 'best.ckpt'}",
     ]
+    kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    lines += [f"      this model on the test set again:     lqf-eval checkpoint={c}" for c in kept if c.exists()][:1]
+    return lines
 
 
 def _stem(target: str) -> str:

@@ -1,5 +1,7 @@
 """Weights & Biases: online with an account, offline without."""
 
+import configparser
+import contextlib
 import netrc
 import os
 import secrets
@@ -69,12 +71,22 @@ def has_credentials() -> bool:
     """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    file = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    file = Path(os.environ.get("NETRC") or Path.home() / ".netrc").expanduser()
     try:
-        return file.exists() and netrc.netrc(file).authenticators(host) is not None
-    except (netrc.NetrcParseError, PermissionError):
+        entry = netrc.netrc(file).authenticators(urlparse(_server()).netloc)  # W&B's own entries carry the port
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
         return False
+    return entry is not None and bool(entry[2])
+
+
+def _server() -> str:
+    # Where `wandb login --host` leaves the address of a server of one's own.
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb").expanduser()
+    settings = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(configparser.Error, OSError, UnicodeDecodeError):
+        settings.read(folder / "settings")
+    known = settings.get("default", "base_url", fallback="https://api.wandb.ai")
+    return os.environ.get("WANDB_BASE_URL") or known
 
 
 def _kept_id(folder: Path) -> str | None:

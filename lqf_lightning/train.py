@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import hydra
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -87,6 +88,9 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
 
     Returns:
         The trainer. Checkpointing and progress come from their own config groups, observers from `callbacks`.
+
+    Raises:
+        MisconfigurationException: This machine cannot run it.
     """
     callbacks: list[Callback] = instantiate_all(config, "callbacks")
     callbacks += instantiate_all(config, "checkpoints")
@@ -104,12 +108,21 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
         "log_every_n_steps": 1,
     }
     settings = {name: value for name, value in settings.items() if name not in config.trainer}
-    trainer: Trainer = instantiate(config, "trainer", **settings)
+    try:
+        trainer: Trainer = instantiate(config, "trainer", **settings)
+    except MisconfigurationException as error:
+        chosen = {name: config.trainer.get(name, "auto") for name in ("accelerator", "devices", "strategy")}
+        raise MisconfigurationException(f"trainer: {error} Got {chosen}; without a GPU, set trainer=cpu.") from error
     return trainer
 
 
 def _checkpoint_to_resume(choice: str | None, folder: Path) -> Path | None:
     if choice != "auto":
+        if choice and not Path(choice).is_file():
+            raise FileNotFoundError(
+                f"no checkpoint at {Path(choice).absolute()}. Set ckpt_path to one, to auto (the newest of the run "
+                "folder) or to null (start over)"
+            )
         return Path(choice) if choice else None
     found = newest_checkpoint(folder)
     if found:
@@ -143,7 +156,8 @@ def _run(config: DictConfig) -> float:
     with one_job(_MODULE):
         metrics = train(config)
     print_summary(Path(config.paths.output_dir), metrics, config)  # after W&B's own last words
-    return score(metrics, config.objective)
+    # A single run has nothing to optimize, and may have nothing to validate on.
+    return score(metrics, config.objective) if in_sweep() else metrics.get(config.objective, math.nan)
 
 
 def prepare_process() -> None:

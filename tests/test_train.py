@@ -121,6 +121,9 @@ def test_training_does_not_move_the_expansion_point(tmp_path, folder_of_shapes):
         ("method.optimizer.weight_decay=0.1", "method.ridge"),
         ("+method.rigde=1", "Did you mean `method.ridge`"),
         ("method.ridge=-1", "method.ridge"),
+        ("ckpt_path=nothing.ckpt", "ckpt_path to one"),
+        ("trainer.devices=0", "trainer=cpu"),
+        ("trainer.max_epochs=-1", "method.scheduler=null"),
     ],
 )
 def test_wrong_settings_say_what_to_set(override, message, tmp_path, folder_of_shapes):
@@ -132,6 +135,17 @@ def test_a_sweep_learns_the_objective_or_is_told_the_choices():
     assert score({"val/acc": 0.5, "val/loss": 2.0}, "val/loss") == 2.0
     with pytest.raises(ValueError, match=r"objective=val/accuracy.*'val/acc'"):
         score({"val/acc": 0.5}, "val/accuracy")
+
+
+def test_nothing_has_to_be_held_out(tmp_path, folder_of_shapes):
+    import shutil
+
+    root = tmp_path / "images"
+    shutil.copytree(folder_of_shapes / "train", root / "train")
+    with pytest.warns(UserWarning, match=r"Total length|could not find the monitored key"):
+        metrics = run_tiny(tmp_path / "run", root, "method=linear_probe", "data.val_fraction=0")
+    assert {name.partition("/")[0] for name in metrics} == {"train", "time"}
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
 
 
 def test_resuming_picks_the_latest_step_whatever_the_name(tmp_path):

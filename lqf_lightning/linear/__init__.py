@@ -7,3 +7,4 @@ from lqf_lightning.linear.reducer import DistributedReducer as DistributedReduce
 from lqf_lightning.linear.reducer import Reducer as Reducer
 from lqf_lightning.linear.reducer import current_reducer as current_reducer
 from lqf_lightning.linear.ridge_probe import RidgeProbe as RidgeProbe
+from lqf_lightning.linear.top_curvature import top_curvature as top_curvature

@@ -4,7 +4,7 @@ For squared loss and a linearized model the Gauss-Newton matrix *is* the Hessian
 `dw`: it is estimated once, before training (LQF, arXiv 2012.11140, section 3.2).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +16,7 @@ from lqf_lightning.linear.gauss_newton_diagonal import sum_squared_jacobian
 from lqf_lightning.linear.kronecker_factors import FactorRecorder, Form, KroneckerFactors
 from lqf_lightning.linear.linearized import LinearizedModel
 from lqf_lightning.linear.reducer import Reducer
+from lqf_lightning.linear.signs import sample_signs
 
 
 class KFAC:
@@ -34,6 +35,7 @@ class KFAC:
         damping: `mu`, the strength of the penalty `mu/2 |dw|^2` in the mean objective, or more.
         relative_floor: Further damping, in units of the mean eigenvalue of each block.
         reducer: Sums and broadcasts over ranks.
+        watch: Wraps the layer names while their factors are decomposed, e.g. to show progress.
 
     Attributes:
         factors: As given.
@@ -58,6 +60,7 @@ class KFAC:
         damping: float,
         relative_floor: float = 1e-3,
         reducer: Reducer | None = None,
+        watch: Callable[[list[str]], Iterable[str]] = iter,
     ) -> None:
         if damping < 0 or relative_floor < 0 or damping + relative_floor == 0:
             raise ValueError(
@@ -67,7 +70,8 @@ class KFAC:
         self.factors, self.diagonals = factors, diagonals
         reducer = reducer or Reducer()
         self._blocks = {}
-        for position, (name, layer) in enumerate(factors.items()):
+        for position, name in enumerate(watch(list(factors))):
+            layer = factors[name]
             source = position % reducer.world_size
             eigen = [_eigenbasis(factor, source, reducer) for factor in (layer.inputs, layer.outputs)]
             (inputs, input_basis), (outputs, output_basis) = eigen
@@ -132,6 +136,7 @@ def fit_kfac(
     seed: int = 0,
     chunk: int = 8,
     reducer: Reducer | None = None,
+    watch: Callable[[list[str]], Iterable[str]] = iter,
 ) -> KFAC:
     """Estimate the curvature of a network at its weights and prepare its inverse.
 
@@ -141,12 +146,13 @@ def fit_kfac(
         batches: Inputs (B, ...) of this rank; wrap the iterable to show progress. Uneven shards are fine.
         damping: See KFAC.
         cotangents: "exact" runs C backward passes per batch, "random" one with random signs, whose factors are
-            unbiased; with several ranks the draws differ from those of a single process.
+            unbiased; they belong to the samples, so that ranks do not matter.
         form: "expand" or "reduce", see `kronecker_factors`; the second costs about a third.
         relative_floor: See KFAC.
         seed: Of the random cotangents, which leave the global generators alone.
         chunk: Samples in flight for the diagonals.
         reducer: Sums over ranks; None for a single process.
+        watch: See KFAC.
 
     Returns:
         The preconditioner, the same on every rank.
@@ -164,10 +170,9 @@ def fit_kfac(
         model = model.model
     names = [name for name, _ in model.named_parameters()] if parameters is None else list(parameters)
     network = FoldedNetwork(model, FoldPlan()).structure.eval()
-    generator = torch.Generator().manual_seed(seed + reducer.rank)
     with torch.inference_mode(False), torch.enable_grad():
         with FactorRecorder(network, names, form) as recorder:
-            diagonals, count = _accumulate(recorder, names, batches, cotangents, generator, chunk)
+            diagonals, count = _accumulate(recorder, names, batches, cotangents, seed, chunk)
         total = float(reducer.sum_(torch.tensor(float(count), device=next(model.parameters()).device)))
         if total == 0:
             raise ValueError("no sample to estimate the curvature from: the batches are empty on every rank")
@@ -177,6 +182,7 @@ def fit_kfac(
             damping=damping,
             relative_floor=relative_floor,
             reducer=reducer,
+            watch=watch,
         )
 
 
@@ -185,7 +191,7 @@ def _accumulate(
     names: Sequence[str],
     batches: Iterable[Tensor],
     cotangents: str,
-    generator: torch.Generator,
+    seed: int,
     chunk: int,
 ) -> tuple[dict[str, Tensor], int]:
     diagonals: dict[str, Tensor] = {}
@@ -194,7 +200,7 @@ def _accumulate(
     for batch in batches:
         x = batch.detach().to(device).clone()
         output = recorder.forward(x)
-        directions = _draw(output, cotangents, generator)
+        directions = _draw(x, output, cotangents, seed)
         for left, direction in zip(reversed(range(len(directions))), directions, strict=True):
             if recorder.starts:
                 torch.autograd.grad(output, recorder.starts, direction, retain_graph=left > 0)
@@ -206,12 +212,11 @@ def _accumulate(
     return diagonals, count
 
 
-def _draw(output: Tensor, cotangents: str, generator: torch.Generator) -> Tensor:
+def _draw(x: Tensor, output: Tensor, cotangents: str, seed: int) -> Tensor:
     # (V, B, C): every unit vector for every sample, or one vector of signs, with E[v v^T] = I.
     if cotangents == "exact":
         return torch.eye(output.shape[1]).to(output).unsqueeze(1).expand(-1, len(output), -1)
-    signs = torch.randint(0, 2, (1, *output.shape), generator=generator) * 2 - 1
-    return signs.to(output)
+    return sample_signs(x, output.shape[1], seed).to(output).unsqueeze(0)
 
 
 def _without_factors(recorder: FactorRecorder, calls: Mapping[str, int], names: Sequence[str]) -> list[str]:

@@ -82,7 +82,9 @@ class RidgeProbe:
         values, vectors = torch.linalg.eigh(covariance)
         # Of constant features nothing but rounding is left, which no division may blow up.
         rounding = 1e-15 * self._second.diagonal()[:-1].mean() / number + 1e-300
-        damping = torch.tensor(ridges, dtype=values.dtype, device=values.device) * torch.maximum(values.mean(), rounding)
+        damping = torch.tensor(ridges, dtype=values.dtype, device=values.device) * torch.maximum(
+            values.mean(), rounding
+        )
         inverse = 1.0 / (values.clamp(min=0)[None] + damping[:, None])  # (R, F)
         weight = torch.einsum("fe,re,ec->rcf", vectors, inverse, vectors.T @ cross)
         return weight, share - weight @ mean

@@ -72,8 +72,8 @@ class Finetune(Method):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-                f"a training batch of {len(images)} image on a process leaves one value per channel, of which batch norm "
-                "has no variance. Set data.drop_last=true, another data.batch_size, or method.batch_norm=frozen"
+                f"a training batch of {len(images)} image on a process leaves one value per channel, which has no "
+                "variance for batch norm. Set data.drop_last=true, another data.batch_size, or method.batch_norm=frozen"
             ) from error
         return logits
 

@@ -1,19 +1,24 @@
 """Linear quadratic fine-tuning: a network's first-order expansion, trained by a squared loss."""
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 
 from lqf_lightning.backbones import Backbone
-from lqf_lightning.linear import KFAC, LinearizedModel, current_reducer
+from lqf_lightning.linear import KFAC, LinearizedModel, current_reducer, top_curvature
 from lqf_lightning.methods.losses import LossName, choose_loss
 from lqf_lightning.methods.method import Method, OptimizerFactory, SchedulerFactory
 from lqf_lightning.progress import track
 
 Preconditioner = Callable[..., KFAC]
+log = logging.getLogger(__name__)
+_CHUNK = 32  # samples in flight while curvature is measured
 
 
 class LQF(Method):
@@ -38,6 +43,9 @@ class LQF(Method):
         preconditioner: Fits Kronecker factors of the Gauss-Newton matrix once, before the first step; None trains on
             the plain gradient.
         preconditioner_samples: Training samples that the factors are computed from; None means all.
+        normalize_step: Divide directions by the largest curvature that a batch has after preconditioning, so that a
+            learning rate below 2 (without momentum) is stable for every network and data set. Adaptive optimizers do
+            not notice it.
     """
 
     moves_buffers = False  # broadcasting the frozen ones would only make the linearized model fold them again
@@ -55,7 +63,8 @@ class LQF(Method):
         layers: Sequence[str] | None = None,
         group_lr: Mapping[str, float] | None = None,
         preconditioner: Preconditioner | None = None,
-        preconditioner_samples: int | None = 1000,
+        preconditioner_samples: int | None = None,
+        normalize_step: bool = False,
     ) -> None:
         super().__init__(backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr)
         if not 0 <= ridge < math.inf:
@@ -69,7 +78,9 @@ class LQF(Method):
         self.ridge = ridge
         self._loss = choose_loss(loss, target_scale)
         self._preconditioner, self._preconditioner_samples = preconditioner, preconditioner_samples
+        self.normalize_step = normalize_step
         self.kfac: KFAC | None = None
+        self.top_curvature = 1.0
         side = backbone.image_size
         names = [name for group in self.layers for name in backbone.groups[group]]
         self.linearized = LinearizedModel(backbone.model, names, example=torch.randn(2, 3, side, side))
@@ -137,37 +148,46 @@ class LQF(Method):
         return configured
 
     def on_fit_start(self) -> None:
-        """Fit the preconditioner at w0; nothing that training changes enters it."""
+        """Fit the preconditioner and measure the step at w0; nothing that training changes enters them."""
         super().on_fit_start()
-        if self._preconditioner is None:
-            return
-        self.kfac = self._preconditioner(
-            self.linearized,
-            None,
-            self._factor_inputs(),
-            damping=self.ridge,
-            reducer=current_reducer(),
-        )
+        if self._preconditioner is not None:
+            self.kfac = self._preconditioner(
+                self.linearized,
+                None,
+                self._inputs(self._preconditioner_samples),
+                damping=self.ridge,
+                reducer=current_reducer(),
+                watch=partial(track, description="Kronecker factors: inverses"),
+            )
+        if self.normalize_step:
+            self.top_curvature = top_curvature(
+                self.linearized,
+                list(self._inputs(cast(Any, self.trainer).datamodule.batch_size)),
+                ridge=self.ridge,
+                precondition=self.kfac.precondition if self.kfac else dict,
+                reducer=current_reducer(),
+            )
+            log.info("learning rates are divided by the top curvature of a batch, %.4g", self.top_curvature)
 
-    def _factor_inputs(self) -> Iterator[Tensor]:
+    def _inputs(self, count: int | None) -> Iterator[Tensor]:
+        # This rank's share of `count` random training samples, as evaluated: files are often sorted by class.
         loader = cast(Any, self.trainer).datamodule.fixed_train_dataloader()
-        wanted = self._preconditioner_samples or len(loader.dataset)
-        left = -(-wanted // self.trainer.world_size)
-        for batch in track(loader, "Kronecker factors", total=len(loader)):
-            yield self.transfer_batch_to_device(batch, self.device, 0).input[:left]
-            left -= len(batch.target)
-            if left <= 0:
-                return
+        order = torch.randperm(len(loader.dataset), generator=torch.Generator().manual_seed(0))[:count]
+        own = order[self.trainer.global_rank :: self.trainer.world_size].tolist()
+        batches = DataLoader(
+            Subset(loader.dataset, own), _CHUNK, collate_fn=loader.collate_fn, num_workers=loader.num_workers
+        )
+        for batch in track(batches, "samples for the preconditioner", total=len(batches)):
+            yield self.transfer_batch_to_device(batch, self.device, 0).input
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Precondition the gradient, which holds the penalty's by now.
+        """Precondition and scale the gradient, which holds the penalty's by now.
 
         Args:
             optimizer: Unused.
         """
-        if self.kfac is None:
-            return
         deltas = self.linearized.deltas
         gradients = {n: torch.zeros_like(d) if d.grad is None else d.grad for n, d in deltas.items()}
-        for name, direction in self.kfac.precondition(gradients).items():
-            deltas[name].grad = direction
+        directions = self.kfac.precondition(gradients) if self.kfac else gradients
+        for name, direction in directions.items():
+            deltas[name].grad = direction / self.top_curvature

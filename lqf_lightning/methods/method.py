@@ -1,5 +1,6 @@
 """What all training methods share: steps, metrics, optimizers and exact resumption."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -189,6 +190,9 @@ class Method(LightningModule):
 
         Returns:
             What Lightning expects: an optimizer, with its per-step schedule where there is one.
+
+        Raises:
+            ValueError: The schedule has no end.
         """
         trained = self.trained()
         members = {g: [trained[n] for n in self.backbone.groups[g] if n in trained] for g in self.layers}
@@ -198,7 +202,13 @@ class Method(LightningModule):
             group["lr"] *= self.group_lr.get(group["name"], 1.0)
         if self._scheduler is None:
             return optimizer
-        scheduler = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise ValueError(
+                "a schedule is laid out over the steps of the whole run, which has no end: trainer.max_epochs=-1. Set "
+                "trainer.max_epochs or +trainer.max_steps, or method.scheduler=null"
+            )
+        scheduler = self._scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_validation_start(self) -> None:

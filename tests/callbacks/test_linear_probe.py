@@ -3,15 +3,15 @@ from functools import partial
 
 import pytest
 import torch
-from methods.tensors import CLASSES, SGD, TensorData, build_backbone, build_trainer, draw, fit_on
+from lqf_lightning.callbacks import LinearProbe
 from PIL import Image
 from torch import nn
 from torch.nn.functional import one_hot
 
 from lqf_lightning.backbones import penultimate_features
-from lqf_lightning.callbacks import LinearProbe
 from lqf_lightning.methods import LQF, Finetune
 from lqf_lightning.train import build_method
+from methods.tensors import CLASSES, SGD, TensorData, build_backbone, build_trainer, draw, fit_on
 from tiny import compose, run_tiny, tiny_overrides
 
 RIDGES = (1e-4, 1e-2, 1.0, 100.0)
@@ -159,7 +159,13 @@ def folder_of_noise(tmp_path_factory):
 
 
 def test_ranks_agree_with_a_refit_on_all_samples(tmp_path, folder_of_noise):
-    options = ["method=finetune", "method.batch_norm=frozen", "callbacks=linear_probe", "data.batch_size=6", "data/augmentation=none"]
+    options = [
+        "method=finetune",
+        "method.batch_norm=frozen",
+        "callbacks=linear_probe",
+        "data.batch_size=6",
+        "data/augmentation=none",
+    ]
     data, method = build_method(compose(*tiny_overrides(folder_of_noise), *options, "paths.output_dir=unused"))
     sets, _ = [], method.eval()
     for loader in (data.fixed_train_dataloader(), data.val_dataloader(), data.test_dataloader()):

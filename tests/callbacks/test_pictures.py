@@ -1,10 +1,9 @@
 from types import SimpleNamespace
 
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lqf_lightning.callbacks.pictures import save_picture
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-
-from lqf_lightning.callbacks.pictures import save_picture
 
 
 class Uploads(WandbLogger):

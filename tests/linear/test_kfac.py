@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from linear.nets import build_net, dense_jacobian, random_direction
-from lqf_lightning.linear import KFAC, DistributedReducer, LinearizedModel, Reducer, fit_kfac
+from lqf_lightning.linear import KFAC, DistributedReducer, LinearizedModel, Reducer, current_reducer, fit_kfac
 from ranks import run_on_ranks
 
 EXACT = 1e-10  # relative, float64: eigenvectors lose a few digits against plain products
@@ -326,16 +326,18 @@ def test_ranks_agree_with_a_single_process(shards: list[list[int]], x: Tensor) -
             assert torch.equal(got[name], results[0][name])
 
 
-def test_ranks_draw_different_cotangents(x: Tensor) -> None:
+@pytest.mark.parametrize("shards", [[[0, 1, 2, 3], [4]], [[4, 2], [0, 1, 3], []]])
+def test_random_cotangents_belong_to_samples_not_to_ranks(shards: list[list[int]], x: Tensor) -> None:
     def fit() -> Tensor:
-        return fit_kfac(
-            build_net("residual"), None, [x], damping=0.1, cotangents="random", reducer=DistributedReducer()
-        ).factors["0"].outputs  # fmt: skip
+        reducer = current_reducer()
+        own = [x[shards[reducer.rank]]] if shards[reducer.rank] else []
+        fitted = fit_kfac(build_net("residual"), None, own, damping=0.1, cotangents="random", reducer=reducer)
+        return fitted.factors["0"].outputs
 
-    alone = run_on_ranks(1, fit)[0]
-    first, second = run_on_ranks(2, fit)
-    assert torch.equal(first, second)
-    assert not close(first, alone, 1e-3)  # the same data twice: equal draws would give equal factors
+    alone = fit_kfac(build_net("residual"), None, [x], damping=0.1, cotangents="random").factors["0"].outputs
+    other = fit_kfac(build_net("residual"), None, [x], damping=0.1, cotangents="random", seed=1).factors["0"].outputs
+    assert all(close(outputs, alone) for outputs in run_on_ranks(len(shards), fit))
+    assert not close(other, alone, 1e-3)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -85,9 +85,10 @@ def test_a_shift_of_the_features_changes_the_intercept_only() -> None:
     assert torch.allclose(moved, bias - 100 * weight.sum(-1), rtol=1e-7, atol=1e-8)
 
 
-def test_features_that_say_nothing_leave_the_shares_of_the_classes() -> None:
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -7.3])
+def test_features_that_say_nothing_leave_the_shares_of_the_classes(value: float) -> None:
     _, target = sample()
-    constant = torch.full((40, 6), 0.1, dtype=torch.float64)
+    constant = torch.full((40, 6), value, dtype=torch.float64)
     weight, bias = fitted((constant, target)).solve(RIDGES)
     shares = one_hot(target, 3).double().mean(0)
     assert torch.allclose(torch.einsum("rcf,bf->rbc", weight, constant) + bias[:, None], shares.expand(4, 40, 3))

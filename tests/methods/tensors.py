@@ -56,7 +56,7 @@ class TensorData(LightningDataModule):
         self, images: Tensor, target: Tensor, batch_size: int | None = None, **others: tuple[Tensor, Tensor] | None
     ) -> None:
         super().__init__()
-        self.splits = {name: (images, target) for name in ("train", "val", "test")} | others
+        self.splits = dict.fromkeys(("train", "val", "test"), (images, target)) | others
         self.batch_size = batch_size or len(target)
 
     def train_dataloader(self) -> Any:

@@ -2,7 +2,6 @@ from functools import partial
 
 import pytest
 import torch
-from methods.tensors import CLASSES, SGD, TensorData, build_backbone, build_trainer, draw, fit, gradient, snapshot
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -10,6 +9,7 @@ from lqf_lightning._instantiate import instantiate
 from lqf_lightning.methods import Finetune
 from lqf_lightning.methods.losses import scaled_squared_loss
 from lqf_lightning.methods.schedule import cosine
+from methods.tensors import CLASSES, SGD, TensorData, build_backbone, build_trainer, draw, fit, gradient, snapshot
 from tiny import compose
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -91,9 +91,9 @@ def test_a_step_follows_the_gradient_times_the_rate_of_its_group(loss):
 def test_a_schedule_keeps_the_ratios_of_the_groups():
     method = build(scheduler=partial(cosine, warmup=0.25), group_lr={"stem": 0.5, "head": 4.0}, batch_norm="frozen")
     used = []
-    method.on_train_batch_start = lambda *_: used.append(
-        {group["name"]: group["lr"] for group in method.trainer.optimizers[0].param_groups}
-    )
+    method.on_train_batch_start = lambda *_: used.append({
+        group["name"]: group["lr"] for group in method.trainer.optimizers[0].param_groups
+    })
     fit(method, *draw(8), epochs=2, batch_size=2)
     peak = [row["stage1"] / 0.1 for row in used]
     falling = [0.5 + 0.5 * torch.tensor(torch.pi * k / 6).cos().item() for k in range(6)]

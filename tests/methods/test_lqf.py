@@ -2,13 +2,13 @@ from functools import partial
 
 import pytest
 import torch
-from methods.tensors import CLASSES, TensorData, build_backbone, build_trainer, draw, fit, fit_on, snapshot
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 from torch.nn.functional import cross_entropy, one_hot
 
 from lqf_lightning.linear import KFAC, fit_kfac
 from lqf_lightning.methods import LQF
+from methods.tensors import CLASSES, TensorData, build_backbone, build_trainer, draw, fit, fit_on, snapshot
 
 ALPHA, RIDGE, RATE = 5.0, 0.3, 0.02
 SGD = partial(torch.optim.SGD, lr=RATE)
@@ -146,12 +146,13 @@ def test_the_penalty_enters_before_the_preconditioner():
 
 
 @pytest.mark.parametrize(("wanted", "used"), [(1, 1), (6, 6), (None, 12), (100, 12)])
-def test_factors_come_from_the_first_training_samples(wanted, used):
+def test_factors_come_from_random_training_samples(wanted, used):
     method = build(preconditioner=EXACT, preconditioner_samples=wanted)
     images, target = draw(12)
     trainer = build_trainer(1)
     fit_on(trainer, method, TensorData(images, target, 4))
-    expected = EXACT(build_backbone().model, None, [images[:used]], damping=RIDGE)
+    chosen = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:used]
+    expected = EXACT(build_backbone().model, None, [images[chosen]], damping=RIDGE)
     assert set(method.kfac.factors) == set(expected.factors)
     for name, layer in expected.factors.items():
         assert torch.allclose(method.kfac.factors[name].inputs, layer.inputs, rtol=1e-12)
@@ -228,3 +229,23 @@ def test_a_checkpoint_brings_back_dw_and_the_expansion_point(tmp_path):
     assert not torch.allclose(other(images), method(images))
     other.load_state_dict(torch.load(tmp_path / "run.ckpt", weights_only=True)["state_dict"])
     assert torch.equal(other(images), method(images))
+
+
+@pytest.mark.parametrize(("rate", "stable"), [(1.9, True), (2.1, False)])
+def test_a_normalized_rate_below_two_is_stable(rate, stable):
+    optimizer = partial(torch.optim.SGD, lr=rate)
+    method, (images, target) = build(optimizer=optimizer, normalize_step=True, ridge=1e-3), draw(12)
+    start = scatter_deltas(method).norm()
+    fit(method, images, target, epochs=300)
+    assert bool(flat(method.linearized.deltas).norm() < 1e3 * start) is stable
+
+
+def test_normalized_steps_are_plain_ones_at_a_rate_divided_by_the_curvature():
+    images, target = draw(12)
+    normalized = build(optimizer=partial(torch.optim.SGD, lr=0.5), normalize_step=True)
+    fit(normalized, images, target, epochs=3)
+    plain = build(optimizer=partial(torch.optim.SGD, lr=0.5 / normalized.top_curvature))
+    fit(plain, images, target, epochs=3)
+    assert normalized.top_curvature > 1
+    moved = flat(plain.linearized.deltas)
+    assert torch.allclose(flat(normalized.linearized.deltas), moved, rtol=1e-9, atol=1e-12 * moved.norm().item())

@@ -45,9 +45,8 @@ def test_reset_starts_over():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_count_by_their_samples(world_size):
-    shares = [[(1.0, 3), (5.0, 1)], [(7.0, 2)], [(0.0, 0)]]
-    if world_size < 3:
-        shares = [sum(shares, [])] if world_size == 1 else [shares[0], shares[1] + shares[2]]
+    pairs = [(1.0, 3), (5.0, 1), (7.0, 2)]
+    shares = {1: [pairs], 2: [pairs[:1], pairs[1:]], 3: [pairs[:2], pairs[2:], [(0.0, 0)]]}[world_size]
 
     def compute():
         import torch.distributed as dist
