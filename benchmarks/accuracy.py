@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run: a tenth of the digits, one epoch, no claims")
     parser.add_argument("--folder", action="append", default=[], help="NAME=PATH:IMAGE_SIZE of an image folder tree")
     parser.add_argument("--backbone", action="append", default=[], help="a config of ours, with overrides after '='")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--output", type=Path, help="also write the JSON there")
     options = parser.parse_args()
