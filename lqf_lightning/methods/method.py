@@ -6,16 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import Batch
 from lqf_lightning.methods.classification_metrics import NO_SAMPLE, classification_metrics
+from lqf_lightning.methods.rank_buffers import agree_on_buffers, broadcast_buffers_in_forward
 from lqf_lightning.methods.sample_mean import SampleMean
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -212,22 +211,12 @@ class Method(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_validation_start(self) -> None:
-        """Evaluate the same network on every rank, without collectives inside `forward`."""
-        self._hold_buffers(evaluating=True)
+        """Evaluate the same network on every rank."""
+        agree_on_buffers(self.trainer.strategy.model, self.moves_buffers)
 
     def on_validation_end(self) -> None:
         """Let training synchronize buffers again."""
-        self._hold_buffers(evaluating=False)
-
-    def _hold_buffers(self, *, evaluating: bool) -> None:
-        # DDP broadcasts buffers at every forward, in evaluation too: with uneven shards the ranks would wait for
-        # broadcasts that never come. One broadcast at the start of evaluation replaces them.
-        wrapped = self.trainer.strategy.model
-        if isinstance(wrapped, DistributedDataParallel):
-            wrapped.require_forward_param_sync = self.moves_buffers and not evaluating
-            if evaluating and self.moves_buffers:
-                for buffer in self.buffers():
-                    dist.broadcast(buffer, 0)
+        broadcast_buffers_in_forward(self.trainer.strategy.model, self.moves_buffers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the random state, so that a resumed run draws what the uninterrupted one would."""
@@ -243,7 +232,7 @@ class Method(LightningModule):
 
     def on_train_start(self) -> None:
         """Go on from the random state of the checkpoint, if there is one."""
-        self._hold_buffers(evaluating=False)
+        broadcast_buffers_in_forward(self.trainer.strategy.model, self.moves_buffers)
         if self._random_state is not None:
             torch.set_rng_state(self._random_state.cpu())
             self._random_state = None
