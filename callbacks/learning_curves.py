@@ -45,6 +45,11 @@ class LearningCurves(Callback):
         if self.history:
             save_picture(trainer, draw_learning_curves(self.history), "learning_curves")
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Show what a failed run had reached."""
+        if self.history:
+            save_picture(trainer, draw_learning_curves(self.history), "learning_curves")
+
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
         number = len(_classes(pl_module))

@@ -93,6 +93,7 @@ def _features(method: Method, loader: Any, description: str) -> Iterator[tuple[T
     for batch in track(loader, description, total=len(loader)):
         if len(batch.target):
             batch = method.transfer_batch_to_device(batch, method.device, 0)
+            batch = method.trainer.precision_plugin.convert_input(batch)
             yield penultimate_features(method.backbone, batch.input), batch.target
     method.train(training)
 

@@ -7,8 +7,6 @@ issues 2727 and 11617, and hydra-ecosystem/hydra issue 2070.
 
 import contextlib
 import importlib.machinery
-import json
-import math
 import os
 import subprocess
 import sys
@@ -21,6 +19,8 @@ import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import read_write
+
+from lqf_lightning.run_folder import read_metrics
 
 # Hydra overrides that belong to the process that launches jobs, not to a job.
 _CONTROLLER = ("hydra.mode=", "hydra.run.dir=", "hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
@@ -74,8 +74,7 @@ def run_in_own_process(module: str) -> dict[str, float]:
     code = subprocess.run(command, check=False).returncode
     if code != 0:
         raise RuntimeError(f"the job of {output} failed with exit code {code}; its messages stand above")
-    written = json.loads((Path(output) / "metrics.json").read_text())
-    return {name: math.nan if value is None else value for name, value in written.items()}
+    return read_metrics(Path(output))
 
 
 @contextlib.contextmanager

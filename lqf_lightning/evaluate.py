@@ -6,13 +6,16 @@ from pathlib import Path
 
 import hydra
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from lqf_lightning._launch import one_job
+from lqf_lightning._launch import in_sweep, is_many_processes, one_job, run_in_own_process
+from lqf_lightning.resume import keep_indices, make_paths_absolute
 from lqf_lightning.run_folder import write_metrics, write_start
 from lqf_lightning.train import build_method, build_trainer, prepare_process
 
 log = logging.getLogger(__name__)
+_MODULE = "lqf_lightning.evaluate"
 
 
 def evaluate(config: DictConfig) -> dict[str, float]:
@@ -32,15 +35,21 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     checkpoint = Path(config.checkpoint).absolute()
     run = run_config(checkpoint)
     with open_dict(run):
-        run.data = config.data if "_target_" in config.data else OmegaConf.merge(run.data, config.data)
+        other = "_target_" in config.data
+        run.data = config.data if other else OmegaConf.merge(run.data, config.data)
         run.trainer, run.logger, run.progress = config.trainer, config.get("logger"), config.get("progress")
         run.callbacks, run.checkpoints, run.paths = config.get("callbacks"), None, config.paths
         run.backbone.weights = None  # the checkpoint holds them
+    if not other and "source" not in config.data:
+        run.data.manifest = None  # that of the run, wherever its folder has been moved since
+        keep_indices(run, checkpoint.parent.parent)
+    make_paths_absolute(run)
     log.info("evaluating %s on its %s set", checkpoint, config.split)
     data, method = build_method(run)
     _refuse_other_classes(checkpoint, data.classes)
     folder = Path(config.paths.output_dir)
     write_start(folder, run)
+    rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
     if not len(data.test_dataloader() if config.split == "test" else data.val_dataloader()):
         raise ValueError(f"the data have no {config.split} samples. Set split=test, or +data.val_fraction=0.1")
     trainer = build_trainer(run, folder)
@@ -90,7 +99,10 @@ def run_config(checkpoint: Path) -> DictConfig:
 
 @hydra.main(version_base="1.3", config_path="pkg://lqf_lightning.conf", config_name="eval")
 def _run(config: DictConfig) -> None:
-    with one_job("lqf_lightning.evaluate"):
+    if in_sweep() and is_many_processes(config.trainer.get("devices", "auto"), config.trainer.get("num_nodes", 1)):
+        run_in_own_process(_MODULE)
+        return
+    with one_job(_MODULE):
         evaluate(config)
 
 

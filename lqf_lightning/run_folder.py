@@ -1,8 +1,10 @@
 """What a run leaves behind, next to its checkpoints and pictures."""
 
 import json
+import logging
 import math
 import os
+import pickle
 import platform
 import sys
 from collections.abc import Mapping
@@ -14,6 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+log = logging.getLogger(__name__)
 _PACKAGES = (
     "lqf-lightning",
     "torch",
@@ -55,10 +58,33 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
         folder: The run folder.
         metrics: Names and scalar values.
     """
+    known = {**read_metrics(folder), **metrics}
+    write_json(folder / "metrics.json", {name: _plain(value) for name, value in known.items()})
+
+
+def read_metrics(folder: Path) -> dict[str, float]:
+    """The metrics that a run has written so far.
+
+    Args:
+        folder: The run folder.
+
+    Returns:
+        Names and values, NaN for null; empty before the first call of `write_metrics`.
+    """
     path = folder / "metrics.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known |= {name: _plain(value) for name, value in metrics.items()}
-    write_json(path, known)
+    written = json.loads(path.read_text()) if path.exists() else {}
+    return {name: math.nan if value is None else value for name, value in written.items()}
+
+
+@rank_zero_only
+def forget_results(folder: Path) -> None:
+    """Clear what an earlier run left in the folder that a fresh one would add to: its metrics and its W&B identity.
+
+    Args:
+        folder: The run folder.
+    """
+    for name in ("metrics.json", "wandb_run_id"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -84,11 +110,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
         The file, or None where there is none.
     """
     files = sorted((folder / "checkpoints").glob("*.ckpt"), key=os.path.getmtime, reverse=True)
-    return max(files, key=_stored_step, default=None)
+    steps = {path: _stored_step(path) for path in files}
+    return max((path for path in files if steps[path] >= 0), key=lambda path: steps[path], default=None)
 
 
 def _stored_step(path: Path) -> int:
-    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        log.warning("%s cannot be read (%s): it is passed over", path, str(error).partition("\n")[0])
+        return -1
 
 
 def _plain(value: Any) -> float | None:

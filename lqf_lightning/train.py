@@ -19,10 +19,10 @@ from lqf_lightning._plugins import register_plugins
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import ImageDataModule
 from lqf_lightning.methods import Method
-from lqf_lightning.run_folder import newest_checkpoint, write_metrics, write_start
+from lqf_lightning.resume import checkpoint_to_resume, keep_indices, make_paths_absolute
+from lqf_lightning.run_folder import forget_results, read_metrics, write_metrics, write_start
 from lqf_lightning.summary import print_summary
 
-log = logging.getLogger(__name__)
 _MODULE = "lqf_lightning.train"
 
 
@@ -36,11 +36,15 @@ def train(config: DictConfig) -> dict[str, float]:
         The final metrics, as in ``metrics.json``.
     """
     folder = Path(config.paths.output_dir)
-    resumed = _checkpoint_to_resume(config.ckpt_path, folder)
+    make_paths_absolute(config)
+    resumed = checkpoint_to_resume(config, folder)
+    # A used folder is what resuming and starting over are about.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     if resumed:
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    if resumed and config.data.get("manifest") is None and (folder / "manifest.parquet").exists():
-        config.data.manifest = str(folder / "manifest.parquet")  # samples keep their index whatever happened to files
+        keep_indices(config, folder)
+    else:
+        forget_results(folder)
+    known = read_metrics(folder)
     data, method = build_method(config)
     write_start(folder, config)
     rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
@@ -50,7 +54,8 @@ def train(config: DictConfig) -> dict[str, float]:
 
     started = time.monotonic()
     trainer.fit(method, datamodule=data, ckpt_path=resumed, weights_only=True)
-    metrics: dict[str, Any] = {**trainer.callback_metrics, "time/fit_s": time.monotonic() - started}
+    spent = known.get("time/fit_s", 0.0) + time.monotonic() - started
+    metrics: dict[str, Any] = {**known, **trainer.callback_metrics, "time/fit_s": spent}
     write_metrics(folder, metrics)
     if config.test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -116,20 +121,6 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
     return trainer
 
 
-def _checkpoint_to_resume(choice: str | None, folder: Path) -> Path | None:
-    if choice != "auto":
-        if choice and not Path(choice).is_file():
-            raise FileNotFoundError(
-                f"no checkpoint at {Path(choice).absolute()}. Set ckpt_path to one, to auto (the newest of the run "
-                "folder) or to null (start over)"
-            )
-        return Path(choice) if choice else None
-    found = newest_checkpoint(folder)
-    if found:
-        log.info("resuming from %s", found)
-    return found
-
-
 def score(metrics: dict[str, float], objective: str) -> float:
     """The number that a hyper-parameter sweep optimizes.
 
@@ -167,6 +158,9 @@ def prepare_process() -> None:
     # Lightning 2.6 on torch 2.15 and timm on torch 2.13 announce deprecations that users can do nothing about.
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated.*")
+    # Frozen parts are in eval mode on purpose, and images in memory need no workers.
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def main() -> None:

@@ -121,13 +121,14 @@ def test_resumed_run_continues_its_wandb_run(console, tmp_path, folder_of_shapes
 def test_evaluation_gives_the_numbers_of_the_run(console, tmp_path, folder_of_shapes):
     console("lqf-train", "method=lqf", *tiny_overrides(folder_of_shapes), "logger=csv", "hydra.run.dir=run")
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
-    said = console("lqf-eval", f"checkpoint={best}", "progress=none", "hydra.run.dir=eval").stderr
+    done = console("lqf-eval", f"checkpoint={best}", "progress=none", "hydra.run.dir=eval")
+    said = done.stdout + done.stderr
     trained, evaluated = metrics_of(tmp_path / "run"), metrics_of(tmp_path / "eval")
     names = [name for name in evaluated if name.startswith("test/")]
     assert len(names) >= 6
     assert [evaluated[name] for name in names] == pytest.approx([trained[name] for name in names])
     assert (tmp_path / "eval" / "pictures" / "confusion.png").exists()
-    assert said is not None
+    assert f"evaluating {best}" in said
 
     wrong = console("lqf-eval", "checkpoint=run/checkpoints/bset.ckpt", check=False)
     assert wrong.returncode != 0

@@ -6,7 +6,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up. `linear` needs nothing but torch, so it lies below the backbones that it linearizes.
 STRATA = ["linear", "backbones", "data", "methods", "callbacks", "entry"]
-ENTRY = {"train", "evaluate", "_launch", "_instantiate", "_plugins", "run_folder", "tracking", "summary"}
+ENTRY = {"train", "evaluate", "_launch", "_instantiate", "_plugins", "resume", "run_folder", "tracking", "summary"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}
 

@@ -1,14 +1,13 @@
 """From a source of images to the batches of one process."""
 
+import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -21,11 +20,12 @@ from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.option import check_option
 from lqf_lightning.data.plan import Plan
 from lqf_lightning.data.pool import Pool
-from lqf_lightning.data.refusals import refuse_unusable
+from lqf_lightning.data.refusals import refuse_unlearnable, refuse_unusable
 from lqf_lightning.data.sampler import TrainingSampler, UnpaddedSampler
 from lqf_lightning.data.source import Source
 from lqf_lightning.data.world import World
 
+log = logging.getLogger(__name__)
 Normalization = tuple[Sequence[float], Sequence[float]]
 
 
@@ -122,8 +122,9 @@ class ImageDataModule(LightningDataModule):
         pool = Pool(splits)
         self._places = pool.places
         self._manifest = self.plan.apply(pool, None if self.previous is None else Manifest.read(self.previous))
+        refuse_unlearnable(self.classes, self._manifest.rows("train")["label"])
         if self.test_split == "val":
-            rank_zero_info("The data set has no test split: testing uses the validation split.")
+            log.warning("the data set has no test split: what is reported as test is the validation split")
 
     @property
     def manifest(self) -> Manifest:
@@ -237,8 +238,6 @@ class ImageDataModule(LightningDataModule):
         return [Record(*self._places[path], int(label), int(index)) for path, label, index in columns]
 
     def _options(self, world: World) -> dict[str, Any]:
-        # the number of workers was chosen above or by the user; Lightning's guess ignores images in memory
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
         workers = world.share_cores() if self.num_workers is None else self.num_workers
         return {
             "collate_fn": Collate(self.image_size),

@@ -1,6 +1,6 @@
 """Data sets that must not be trained on, told apart before anything is computed."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -27,6 +27,25 @@ def refuse_unusable(splits: Mapping[str, Samples]) -> None:
     repeated = sorted({name for name in classes if list(classes).count(name) > 1})
     if repeated:
         raise ValueError(f"several classes have the same name: {', '.join(repeated)}")
+
+
+def refuse_unlearnable(classes: Sequence[str], labels: Iterable[int]) -> None:
+    """Check that the options leave training images for every class.
+
+    Args:
+        classes: Names of the classes.
+        labels: Class positions of the training samples that are used.
+
+    Raises:
+        ValueError: A class has none left.
+    """
+    present = {int(label) for label in labels}
+    gone = [name for position, name in enumerate(classes) if position not in present]
+    if gone:
+        raise ValueError(
+            f"no training images are left for {len(gone)} of {len(classes)} classes: {_list(gone)}. Set "
+            "data.subset_ratio higher or data.val_fraction lower, or use data.shots, which keeps every class"
+        )
 
 
 def _refuse_labels(name: str, samples: Samples) -> None:

@@ -112,6 +112,15 @@ def split_outputs(module: nn.Module, delta: Tensor) -> Tensor:
     return delta.reshape(len(delta), groups, delta.shape[1] // groups, -1).transpose(2, 3)
 
 
+def _by_sample(vectors: Tensor, batch: int) -> Tensor:
+    # Window attention folds windows into the leading dimension: (B W, groups, T, d) -> (B, groups, W T, d).
+    windows, rest = divmod(len(vectors), max(batch, 1))
+    if windows <= 1 or rest:
+        return vectors
+    folded = vectors.reshape(batch, windows, *vectors.shape[1:])
+    return folded.transpose(1, 2).flatten(2, 3)
+
+
 def _second_moment(vectors: Tensor) -> Tensor:
     # (B, groups, T, d) -> (groups, d, d), in single precision at least.
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
@@ -134,6 +143,7 @@ class FactorRecorder:
         starts: Where differentiation has to begin in the last forward pass.
         handles: Of the hooks.
         listening: Whether a pass is for the factors; the network may also run for other ends.
+        batch: Number of samples in the last pass.
     """
 
     network: nn.Module
@@ -144,6 +154,7 @@ class FactorRecorder:
     starts: list[Tensor] = field(default_factory=list)
     handles: list[Any] = field(default_factory=list)
     listening: bool = False
+    batch: int = 0
 
     def __enter__(self) -> "FactorRecorder":
         for name, module in self.network.named_modules():
@@ -167,6 +178,7 @@ class FactorRecorder:
             Output, ready for `torch.autograd.grad` with respect to `starts`.
         """
         self.starts.clear()
+        self.batch = len(x)
         # Detached weights: no gradient of a weight is ever formed, and `starts` is where the first trained layer is.
         weights = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
         self.listening = True
@@ -194,7 +206,7 @@ class _LayerHook:
             self.recorder.starts.append(start)
             output = started = start.clone()
         output.register_hook(  # type: ignore[no-untyped-call]
-            lambda delta: self._note_cotangents(module, delta.detach(), positions)
+            lambda delta: self._note_cotangents(module, delta.detach())
         )
         return started
 
@@ -204,6 +216,7 @@ class _LayerHook:
             vectors = split_inputs(module, x, positions)
         else:
             vectors = x.new_zeros(len(x), getattr(module, "groups", 1), positions, 0)
+        vectors = _by_sample(vectors, self.recorder.batch)
         if factors.bias:
             vectors = torch.cat([vectors, vectors.new_ones(*vectors.shape[:-1], 1)], -1)
         if self.recorder.form == "reduce":
@@ -211,11 +224,11 @@ class _LayerHook:
         factors.inputs += _second_moment(vectors)
         self.recorder.calls[self.name] += 1
 
-    def _note_cotangents(self, module: nn.Module, delta: Tensor, positions: int) -> None:
-        vectors = split_outputs(module, delta)
+    def _note_cotangents(self, module: nn.Module, delta: Tensor) -> None:
+        vectors = _by_sample(split_outputs(module, delta), self.recorder.batch)
         reduce = self.recorder.form == "reduce"
         moment = _second_moment(vectors.sum(2, keepdim=True) if reduce else vectors)
-        self.recorder.factors[self.name].outputs += moment if reduce else moment / positions
+        self.recorder.factors[self.name].outputs += moment if reduce else moment / vectors.shape[2]
 
 
 def _empty_factors(module: nn.Module, name: str, weight: bool, bias: bool) -> KroneckerFactors:

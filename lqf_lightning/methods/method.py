@@ -1,7 +1,6 @@
 """What all training methods share: steps, metrics, optimizers and exact resumption."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -225,10 +224,6 @@ class Method(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the random state back; it is set when training goes on."""
         self._random_state = checkpoint.get("random_state")
-
-    def on_fit_start(self) -> None:
-        """Frozen parts are in eval mode on purpose: keep Lightning from warning about them."""
-        warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
     def on_train_start(self) -> None:
         """Go on from the random state of the checkpoint, if there is one."""

@@ -359,3 +359,26 @@ def test_agrees_with_curvlinops(form: Any) -> None:
     # They differentiate |f - y|^2 summed over the data, we |f - y|^2 / 2 averaged.
     ours = 2 * len(x) * torch.block_diag(*[layer_block(kfac, name) for name in ("0", "2", "5")])
     assert close(ours, theirs)
+
+
+class _Windows(nn.Module):
+    """A layer on 16 tokens, which may see them as four windows of four, the way window attention does."""
+
+    def __init__(self, folded: bool) -> None:
+        super().__init__()
+        self.folded, self.inner, self.head = folded, nn.Linear(4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.inner(x.reshape(-1, 4, 4)).reshape(len(x), 16, 3) if self.folded else self.inner(x)
+        return self.head(hidden.tanh().mean(1))
+
+
+@pytest.mark.parametrize("form", ["expand", "reduce"])
+def test_windows_folded_into_the_batch_change_nothing(form: Any) -> None:
+    torch.manual_seed(0)
+    plain, folded = _Windows(False).double(), _Windows(True).double()
+    folded.load_state_dict(plain.state_dict())
+    x = draw(6, 16, 4)
+    expected, got = (fit_kfac(net, None, [x], damping=0.1, form=form).factors["inner"] for net in (plain, folded))
+    assert close(got.inputs, expected.inputs)
+    assert close(got.outputs, expected.outputs)

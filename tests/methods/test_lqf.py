@@ -16,7 +16,11 @@ EXACT = partial(fit_kfac, cotangents="exact", relative_floor=0.0)
 
 
 def build(**options) -> LQF:
-    return LQF(build_backbone(), CLASSES, **{"optimizer": SGD, "target_scale": ALPHA, "ridge": RIDGE, **options})
+    return LQF(
+        build_backbone(),
+        CLASSES,
+        **{"optimizer": SGD, "target_scale": ALPHA, "ridge": RIDGE, "normalize_step": False, **options},
+    )
 
 
 def jacobian(images: Tensor, names: list[str]) -> Tensor:
@@ -231,13 +235,14 @@ def test_a_checkpoint_brings_back_dw_and_the_expansion_point(tmp_path):
     assert torch.equal(other(images), method(images))
 
 
-@pytest.mark.parametrize(("rate", "stable"), [(1.9, True), (2.1, False)])
-def test_a_normalized_rate_below_two_is_stable(rate, stable):
-    optimizer = partial(torch.optim.SGD, lr=rate)
-    method, (images, target) = build(optimizer=optimizer, normalize_step=True, ridge=1e-3), draw(12)
+def test_a_normalized_rate_below_two_is_stable_and_one_above_is_stopped():
+    steps = {rate: partial(torch.optim.SGD, lr=rate) for rate in (1.9, 2.1)}
+    method, (images, target) = build(optimizer=steps[1.9], normalize_step=True, ridge=1e-3), draw(12)
     start = scatter_deltas(method).norm()
     fit(method, images, target, epochs=300)
-    assert bool(flat(method.linearized.deltas).norm() < 1e3 * start) is stable
+    assert flat(method.linearized.deltas).norm() < 1e3 * start
+    with pytest.raises(FloatingPointError, match=r"training diverges\. Set method\.optimizer\.lr lower"):
+        fit(build(optimizer=steps[2.1], normalize_step=True, ridge=1e-3), images, target, epochs=300)
 
 
 def test_normalized_steps_are_plain_ones_at_a_rate_divided_by_the_curvature():

@@ -1,0 +1,74 @@
+"""Going on with a run: from which checkpoint, with which samples."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from lqf_lightning.run_folder import newest_checkpoint
+
+log = logging.getLogger(__name__)
+_SAME = ("method._target_", "method.layers", "backbone.name")  # what a checkpoint and a run must share
+
+
+def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint that a run goes on from.
+
+    Args:
+        config: The composed configuration, with `ckpt_path`: "auto", a file, or null.
+        folder: The run folder.
+
+    Returns:
+        The file, or None to start from the beginning.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ValueError: The folder holds a run of another network or method.
+    """
+    choice = config.ckpt_path
+    if choice is None:
+        return None
+    if choice != "auto":
+        if not Path(choice).is_file():
+            raise FileNotFoundError(
+                f"no checkpoint at {Path(choice).absolute()}. Set ckpt_path to one, to auto (the newest of the run "
+                "folder) or to null (start over)"
+            )
+        return Path(choice)
+    found = newest_checkpoint(folder)
+    if found and (folder / "config.yaml").exists():
+        earlier = OmegaConf.load(folder / "config.yaml")
+        for key in _SAME:
+            was, now = OmegaConf.select(earlier, key), OmegaConf.select(config, key)
+            if was != now:
+                raise ValueError(
+                    f"{folder} holds a run with {key}={was}, which cannot go on with {key}={now}. Set hydra.run.dir to "
+                    "another folder, or ckpt_path=null to start over in this one"
+                )
+    if found:
+        log.info("resuming from %s", found)
+    return found
+
+
+def keep_indices(config: DictConfig, folder: Path) -> None:
+    """Let samples keep the indices of a run's manifest, whatever happened to their files since.
+
+    Args:
+        config: Configuration with a `data` group, changed in place.
+        folder: The run folder that may hold ``manifest.parquet``.
+    """
+    written = folder / "manifest.parquet"
+    if "manifest" in config.data and config.data.manifest is None and written.exists():
+        config.data.manifest = str(written)
+
+
+def make_paths_absolute(config: DictConfig) -> None:
+    """Make the written configuration mean the same from every directory.
+
+    Args:
+        config: The composed configuration, changed in place.
+    """
+    for key in ("data.source.root", "backbone.weights", "data.manifest"):
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str) and value not in ("default", "package"):
+            OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
