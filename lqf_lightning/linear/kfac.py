@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lqf_lightning.linear.fold_plan import FoldPlan
 from lqf_lightning.linear.folded_network import FoldedNetwork
+from lqf_lightning.linear.full_precision import full_precision
 from lqf_lightning.linear.gauss_newton_diagonal import sum_squared_jacobian
 from lqf_lightning.linear.kronecker_factors import FactorRecorder, Form, KroneckerFactors
 from lqf_lightning.linear.linearized import LinearizedModel
@@ -124,6 +125,7 @@ def _eigenbasis(factor: Tensor, source: int, reducer: Reducer) -> tuple[Tensor, 
     return reducer.broadcast_(values, source), reducer.broadcast_(basis, source)
 
 
+@full_precision()
 def fit_kfac(
     model: nn.Module,
     parameters: Iterable[str] | None,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lqf_lightning.linear.attention import forget_attention_biases
 from lqf_lightning.linear.delta_tree import DeltaTree
 from lqf_lightning.linear.folded_network import FoldedNetwork
+from lqf_lightning.linear.full_precision import full_precision
 from lqf_lightning.linear.linearizable import check_linearizable, resolve_parameters
 from lqf_lightning.linear.start_up import Mode, StartUp, start_up
 
@@ -150,6 +151,7 @@ class LinearizedModel(nn.Module):
             self._network.refresh(self.model)
         return self._network
 
+    @full_precision()
     def _start(self, x: Tensor) -> None:
         modes: tuple[Mode, ...] = ("jvp", "vjp") if self.mode == "auto" else (self.mode,)
         device = next(self.model.parameters()).device

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from lqf_lightning.linear.full_precision import full_precision
 from lqf_lightning.linear.linearized import LinearizedModel
 from lqf_lightning.linear.reducer import Reducer
 
 Direction = dict[str, Tensor]
 
 
+@full_precision()
 def top_curvature(
     model: LinearizedModel,
     batches: Sequence[Tensor],
