@@ -7,9 +7,7 @@ CPU, time is that of the process with one thread, so that other programs do not 
 bytes over the level at entry, from the allocator's events (gradients included). "ordinary" has activations that keep
 their input, "in_place" those that overwrite it.
 
-    python benchmarks/step_cost.py [--quick] [--output benchmarks/results/step_cost.json]
-
-The last line printed is one JSON object.
+    python benchmarks/step_cost.py [--quick] [--output FILE]  # the last line printed is one JSON object
 """
 
 import argparse

@@ -136,5 +136,6 @@ def draw_confusion(counts: Tensor, classes: list[str]) -> Figure:
 
 
 def _classes(module: LightningModule) -> list[str]:
+    # A Method has them; Lightning's hooks promise no more than a LightningModule.
     classes: list[str] = module.classes  # type: ignore[assignment]
     return classes

@@ -34,6 +34,7 @@ class LinearProbe(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit on the training set, choose the ridge on the validation set, measure on the test set."""
+        # Lightning sets `datamodule` at run time and does not declare it.
         data, method = cast(ImageDataModule, trainer.datamodule), cast(Method, pl_module)  # type: ignore[attr-defined]
         if self.accuracy:
             return

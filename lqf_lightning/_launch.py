@@ -89,6 +89,7 @@ def one_job(module: str) -> Iterator[None]:
     """
     import __main__  # looked up when needed: under pytest and notebooks it is another module
 
+    # The writable original, set while a Hydra job runs; HydraConfig.get() gives the same, declared read-only.
     hydra = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
     spec, argv, environment, run_dir = __main__.__spec__, sys.argv, dict(os.environ), hydra.run.dir
     __main__.__spec__ = importlib.machinery.ModuleSpec(module, None)
