@@ -113,6 +113,17 @@ class LinearizedModel(nn.Module):
             output = output + 0.0 * sum(deltas[name].sum() for name in self._found.unreached)
         return output
 
+    def folded(self, x: Tensor) -> FoldedNetwork:
+        """The network at `w0` in the form that is cheapest to differentiate, up to date with `model`.
+
+        Args:
+            x: An input (B, 3, H, W); the start-up probe takes two samples of it, if it has not run yet.
+
+        Returns:
+            The folded copy, shared with this model; not to be changed.
+        """
+        return self._current(x)
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode of the module; the network stays in evaluation mode.
 
