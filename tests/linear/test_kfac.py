@@ -382,3 +382,94 @@ def test_windows_folded_into_the_batch_change_nothing(form: Any) -> None:
     expected, got = (fit_kfac(net, None, [x], damping=0.1, form=form).factors["inner"] for net in (plain, folded))
     assert close(got.inputs, expected.inputs)
     assert close(got.outputs, expected.outputs)
+
+
+def test_any_scale_and_damping_come_from_the_same_eigenvectors(x: Tensor) -> None:
+    net = build_net("residual")
+    kfac = fit_kfac(net, None, [x], damping=0.2)
+    damping = {name: 0.3 if name.startswith("3.") else 2.0 for name in kfac.names}
+    v = random_direction(net)
+    solved, multiplied = kfac.solve(v, scale=7.0, damping=damping), kfac.multiply(v, scale=7.0, damping=damping)
+    assert all(close(kfac.multiply(solved, scale=7.0, damping=damping)[name], v[name]) for name in v)
+    for name, layer in kfac.factors.items():
+        members = [n for n in (layer.weight, layer.bias) if n]
+        block = 7 * layer_block(kfac, name)
+        block += damping[members[0]] * torch.eye(len(block), dtype=torch.float64)
+        together = torch.cat([v[n].flatten() for n in members])
+        assert close(torch.cat([multiplied[n].flatten() for n in members]), block @ together)
+        assert close(torch.cat([solved[n].flatten() for n in members]), torch.linalg.solve(block, together))
+    for name, diagonal in kfac.diagonals.items():
+        assert close(multiplied[name], (7 * diagonal + damping[name]) * v[name])
+        assert close(solved[name], v[name] / (7 * diagonal + damping[name]))
+    assert close(kfac.multiply(v)["0.weight"], kfac.multiply(v, scale=1.0, damping=0.0)["0.weight"])
+    plain = fit_kfac(net, None, [x], damping=0.2, relative_floor=0.0)
+    assert all(close(plain.solve(v, scale=1.0, damping=0.2)[n], plain.precondition(v)[n]) for n in v)
+
+
+@pytest.mark.parametrize("damping", [0.0, -1.0, {"weight": 0.5, "bias": 0.0}])
+def test_an_inverse_needs_damping(damping: Any) -> None:
+    net = nn.Linear(3, 2).double()
+    kfac = fit_kfac(net, None, [draw(4, 3)], damping=1.0)
+    with pytest.raises(ValueError, match="damping of an inverse must be positive"):
+        kfac.solve(random_direction(net), scale=1.0, damping=damping)
+
+
+def test_an_intercept_at_its_optimum_leaves_the_schur_complement() -> None:
+    net, x = nn.Linear(5, 3).double(), draw(7, 5) + 2.0
+    kfac = fit_kfac(net, None, x.split(3), damping=0.1, intercept="bias")
+    dense, cut = gauss_newton(net, x, ["weight", "bias"]), 15
+    corner = torch.linalg.solve(dense[cut:, cut:], dense[cut:, :cut])
+    assert kfac.names == {"weight"}
+    assert close(layer_block(kfac, ""), dense[:cut, :cut] - dense[:cut, cut:] @ corner)
+    centered = x - x.mean(0)
+    assert close(kfac.factors[""].inputs[0], centered.T @ centered / len(x))
+
+
+@pytest.mark.parametrize("parameters", [None, ["3.bn2.weight", "3.conv2.bias", "6.weight", "6.bias"]])
+def test_an_intercept_changes_its_own_layer_only(parameters: Any, x: Tensor) -> None:
+    net = build_net("residual")
+    whole = fit_kfac(net, parameters, [x], damping=0.1)
+    eliminated = fit_kfac(net, parameters, [x], damping=0.1, intercept="6.bias")
+    assert eliminated.names == whole.names - {"6.bias"}
+    assert set(eliminated.diagonals) == set(whole.diagonals)
+    v = {name: entry for name, entry in random_direction(net).items() if name in whole.names}
+    want = whole.precondition(v)
+    v.pop("6.bias")
+    got = eliminated.precondition(v)
+    assert set(got) == set(v)
+    for name in v:
+        assert close(got[name], want[name]) != (name == "6.weight")
+    assert torch.equal(eliminated.factors["6"].outputs, whole.factors["6"].outputs)
+
+
+def test_an_intercept_without_a_trained_weight_leaves_nothing_of_its_layer(x: Tensor) -> None:
+    kfac = fit_kfac(build_net("residual"), ["0.weight", "6.bias"], [x], damping=0.1, intercept="6.bias")
+    assert kfac.names == {"0.weight"}
+    assert set(kfac.factors) == {"0"}
+
+
+@pytest.mark.parametrize("intercept", ["6.weight", "3.bn2.bias", "head"])
+def test_an_intercept_must_be_the_bias_of_a_layer(intercept: str, x: Tensor) -> None:
+    with pytest.raises(ValueError, match=rf"'{intercept}' is no bias of a fitted layer; these are .*'6\.bias'"):
+        fit_kfac(build_net("residual"), None, [x], damping=0.1, intercept=intercept)
+
+
+@pytest.mark.parametrize("shards", [[[0, 1, 2, 3], [4]], [[4, 2], [0, 1, 3], []]])
+def test_an_intercept_is_eliminated_after_the_sum_over_ranks(shards: list[list[int]], x: Tensor) -> None:
+    def fit() -> Tensor:
+        reducer = current_reducer()
+        own = [x[shards[reducer.rank]]] if shards[reducer.rank] else []
+        fitted = fit_kfac(build_net("residual"), None, own, damping=0.1, reducer=reducer, intercept="6.bias")
+        return fitted.factors["6"].inputs
+
+    alone = fit_kfac(build_net("residual"), None, [x], damping=0.1, intercept="6.bias").factors["6"].inputs
+    assert all(close(inputs, alone) for inputs in run_on_ranks(len(shards), fit))
+
+
+def test_an_intercept_of_a_convolution_is_eliminated_over_all_positions() -> None:
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).double()
+    x = draw(5, 2, 3, 4) + 1.0
+    kfac = fit_kfac(net, None, [x], damping=0.1, intercept="0.bias")
+    patches = x.transpose(0, 1).flatten(1).mT
+    centered = patches - patches.mean(0)
+    assert close(kfac.factors["0"].inputs[0], centered.T @ centered / len(x))
