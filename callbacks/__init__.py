@@ -2,3 +2,4 @@
 
 from .learning_curves import LearningCurves as LearningCurves
 from .linear_probe import LinearProbe as LinearProbe
+from .regularization_path import RegularizationPath as RegularizationPath

@@ -21,7 +21,7 @@ from lqf_lightning.data.option import check_option
 from lqf_lightning.data.plan import Plan
 from lqf_lightning.data.pool import Pool
 from lqf_lightning.data.refusals import refuse_unlearnable, refuse_unusable
-from lqf_lightning.data.sampler import TrainingSampler, UnpaddedSampler
+from lqf_lightning.data.sampler import SweepSampler, TrainingSampler, UnpaddedSampler
 from lqf_lightning.data.source import Source
 from lqf_lightning.data.world import World
 
@@ -32,9 +32,8 @@ Normalization = tuple[Sequence[float], Sequence[float]]
 class ImageDataModule(LightningDataModule):
     """Image classification data with one index per sample.
 
-    `setup()` lists the samples, refuses what cannot be trained on and builds the manifest; it needs no trainer. The
-    loaders need `normalization`, which belongs to the backbone. They divide the samples over the processes themselves:
-    use a trainer with `use_distributed_sampler=False`.
+    `setup()` lists the samples, refuses what cannot be trained on and builds the manifest. The loaders need the
+    backbone's `normalization`, and a trainer with `use_distributed_sampler=False`: they share out samples themselves.
 
     Args:
         source: Where the images come from.
@@ -55,6 +54,9 @@ class ImageDataModule(LightningDataModule):
         cache_images: Keep resized images in memory where no augmentation is drawn.
         manifest: Manifest of an earlier run; its samples keep index, split and label.
         seed: Decides order and augmentation.
+
+    Attributes:
+        sweeps: How often a training epoch goes through `fixed_train_dataloader`; 0: ordinary training.
     """
 
     def __init__(
@@ -92,18 +94,16 @@ class ImageDataModule(LightningDataModule):
                 "them in others; set data.num_workers=0"
             )
         self.source = source
-        self.image_size = image_size
-        self.crop_fraction = crop_fraction
-        self.batch_size = batch_size
-        self.eval_batch_size = at_once
+        self.image_size, self.crop_fraction = image_size, crop_fraction
+        self.batch_size, self.eval_batch_size = batch_size, at_once
         self.drop_last = drop_last
         self.num_workers = 0 if num_workers is None and (source.in_memory or cache_images) else num_workers
         self.cache_images = cache_images
-        self.previous = manifest
-        self.seed = seed
+        self.previous, self.seed = manifest, seed
         self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, label_noise, noise_seed)
         self.evaluation_transform = NoAugmentation(size=image_size, crop_fraction=crop_fraction)
         self.training_transform = (augmentation or NoAugmentation)(size=image_size, crop_fraction=crop_fraction)
+        self.sweeps = 0
         self._manifest: Manifest | None = None
         self._places: dict[str, tuple[Images, int]] = {}
         self._normalization: Normalization | None = None
@@ -171,15 +171,17 @@ class ImageDataModule(LightningDataModule):
         self._normalization = (tuple(mean), tuple(std))
         self._evaluated = {}
 
-    def train_dataloader(self) -> TrainingLoader:
-        """Shuffled, augmented training batches of this process.
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled, augmented training batches of this process, or sweeps over fixed ones.
 
         Returns:
-            A loader whose position in the epoch is stored in checkpoints.
+            A loader; if it shuffles, its position in the epoch is stored in checkpoints.
 
         Raises:
             ValueError: The batch size does not fit the number of processes or of samples.
         """
+        if self.sweeps:
+            return self._evaluation_loader("train", self.sweeps)
         world = World.find(self.trainer)
         batch_size = world.share_batch(self.batch_size)
         data = self._evaluation_set("train")
@@ -218,11 +220,12 @@ class ImageDataModule(LightningDataModule):
         """
         return self._evaluation_loader("train")
 
-    def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
+    def _evaluation_loader(self, split: str, sweeps: int = 0) -> DataLoader[Batch]:
         world = World.find(self.trainer)
         data = self._evaluation_set(split)
-        batch_size = math.ceil(self.eval_batch_size / world.size)
-        sampler = UnpaddedSampler(len(data), rank=world.rank, world_size=world.size, batch_size=batch_size)
+        share = {"rank": world.rank, "world_size": world.size}
+        share["batch_size"] = math.ceil(self.eval_batch_size / world.size)
+        sampler = SweepSampler(len(data), sweeps, **share) if sweeps else UnpaddedSampler(len(data), **share)
         return DataLoader(data, batch_sampler=sampler, **self._options(world))  # type: ignore[arg-type]
 
     def _evaluation_set(self, split: str) -> ImageDataset:

@@ -103,3 +103,41 @@ class UnpaddedSampler(Sampler[list[int]]):
             At least 1.
         """
         return max(1, math.ceil(len(self.share) / self.batch_size))
+
+
+class SweepSampler(Sampler[list[int]]):
+    """The batches of an `UnpaddedSampler` several times over, as many on every process.
+
+    Where a process has fewer batches than another, empty ones follow, so that all reach the end of a sweep together.
+
+    Args:
+        size: Number of samples N.
+        sweeps: How often every sample comes.
+        rank: This process.
+        world_size: Number of processes.
+        batch_size: Samples per batch of one process.
+    """
+
+    def __init__(self, size: int, sweeps: int, *, rank: int = 0, world_size: int = 1, batch_size: int = 1) -> None:
+        share = {"world_size": world_size, "batch_size": batch_size}
+        self.batches = list(UnpaddedSampler(size, rank=rank, **share))
+        # The first process has the most.
+        self.batches += [[]] * (len(UnpaddedSampler(size, rank=0, **share)) - len(self.batches))
+        self.sweeps = sweeps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Walk through this process's share, `sweeps` times.
+
+        Yields:
+            Positions of the samples of one batch.
+        """
+        for _ in range(self.sweeps):
+            yield from self.batches
+
+    def __len__(self) -> int:
+        """Count the batches of all sweeps.
+
+        Returns:
+            The same number on every process.
+        """
+        return self.sweeps * len(self.batches)

@@ -2,8 +2,10 @@
 
 from lqf_lightning.linear.assemble import KernelPair as KernelPair
 from lqf_lightning.linear.assemble import assemble_kernel as assemble_kernel
+from lqf_lightning.linear.coefficient_descent import CoefficientDescent as CoefficientDescent
 from lqf_lightning.linear.conjugate_gradient import ConjugateGradient as ConjugateGradient
 from lqf_lightning.linear.dual import DualFactor as DualFactor
+from lqf_lightning.linear.dual_precondition import DualPrecondition as DualPrecondition
 from lqf_lightning.linear.features import Features as Features
 from lqf_lightning.linear.finite_leave_one_out import FiniteLeaveOneOut as FiniteLeaveOneOut
 from lqf_lightning.linear.finite_leave_one_out import leave_one_out_descent as leave_one_out_descent
@@ -29,6 +31,7 @@ from lqf_lightning.linear.leave_one_out import LeaveOneOut as LeaveOneOut
 from lqf_lightning.linear.leave_one_out import leave_one_out as leave_one_out
 from lqf_lightning.linear.leave_one_out import relabel as relabel
 from lqf_lightning.linear.linearized import LinearizedModel as LinearizedModel
+from lqf_lightning.linear.metric import CurvatureSolver as CurvatureSolver
 from lqf_lightning.linear.metric import KroneckerMetric as KroneckerMetric
 from lqf_lightning.linear.metric import Metric as Metric
 from lqf_lightning.linear.online import OnlinePrimal as OnlinePrimal
@@ -43,6 +46,7 @@ from lqf_lightning.linear.regularization_path import RegularizationPath as Regul
 from lqf_lightning.linear.regularization_path import regularization_path as regularization_path
 from lqf_lightning.linear.representation import choose_representation as choose_representation
 from lqf_lightning.linear.ridge_probe import RidgeProbe as RidgeProbe
+from lqf_lightning.linear.row_sketch import sketch_rows as sketch_rows
 from lqf_lightning.linear.shard import Shard as Shard
 from lqf_lightning.linear.sketch import CoordinateSketch as CoordinateSketch
 from lqf_lightning.linear.sketch import DenseSketch as DenseSketch

@@ -101,14 +101,14 @@ def assemble_kernel(
         >>> pair.train.total().tolist()
         [[[6.0, 3.0], [3.0, 2.0]]]
     """
-    _check_groups(model, groups)
+    check_groups(model, groups)
     if combinations is not None and (form != "trace" or combinations < 1):
         raise ValueError(f"combinations={combinations} with form={form!r}: they stand for outputs of form 'trace' only")
     reducer = reducer or Reducer()
     device = next(model.parameters()).device
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         network = use_affine_norms(FoldedNetwork(model.model, FoldPlan()).structure.eval())
-        state = _widened(network)
+        state = widened(network)
         like = next(iter(state.values()))
         keeps = bool(reducer.sum_(torch.tensor([float(store is not None)], device=device)))
         samples = SampleStream.of(train, index, like, reducer, watch, keeps)
@@ -131,7 +131,16 @@ def assemble_kernel(
     return KernelPair(Kernel(first, plan.outputs, form), cross, samples.layout.index, others.layout.index)
 
 
-def _check_groups(model: LinearizedModel, groups: Mapping[str, Sequence[str]]) -> None:
+def check_groups(model: LinearizedModel, groups: Mapping[str, Sequence[str]]) -> None:
+    """Refuse groups that are no partition of linearized parameters.
+
+    Args:
+        model: The linearized model.
+        groups: Parameter names by layer group.
+
+    Raises:
+        ValueError: A name is not trained or stands there twice, or a group is empty.
+    """
     names = [name for chosen in groups.values() for name in chosen]
     odd = [name for name in names if name not in model.names]
     if odd:
@@ -162,7 +171,15 @@ def _check_form(form: KernelForm, samples: int, plan: KernelPlan, limit: int) ->
         )
 
 
-def _widened(network: torch.nn.Module) -> dict[str, Tensor]:
+def widened(network: torch.nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a network, in single precision at least.
+
+    Args:
+        network: The network.
+
+    Returns:
+        Detached tensors by name.
+    """
     state = {name: tensor.detach() for name, tensor in (*network.named_parameters(), *network.named_buffers())}
     wide = torch.float64 if next(network.parameters()).dtype == torch.float64 else torch.float32
     return {name: tensor.to(wide) if tensor.is_floating_point() else tensor for name, tensor in state.items()}

@@ -48,6 +48,7 @@ class ConjugateGradient:
         image: `J dw` (n, C), double precision.
         direction: Search direction by parameter name, ready when a gradient has been received.
         steps: Steps taken.
+        length: How far the last one went along its direction.
         reference: Gradient norm that certificates are relative to; not a number before the first gradient.
 
     Raises:
@@ -72,7 +73,7 @@ class ConjugateGradient:
         self.image = torch.zeros_like(problem.residual) if image is None else image.to(problem.residual)
         self.direction: Tensors = {}
         self.gradient: Tensors = {}
-        self.steps = 0
+        self.steps, self.length = 0, 0.0
         self._slope = 0.0  # g . P g of the last gradient
         self.reference = math.nan if reference is None else reference
         self._measured = False  # whether the gradient is that of the present movement
@@ -96,27 +97,48 @@ class ConjugateGradient:
         """Derivative of the data term with respect to the outputs (n, C), the right-hand side of `J^T`."""
         return self._weight * (self.outputs - self.problem.target.double()) + self.problem.linear_terms
 
+    @property
+    def sides(self) -> tuple[Tensor, ...]:
+        """Right-hand sides of `J^T` in the next sweep."""
+        return (self.residual,)
+
+    def receive_sides(self, *pulled: Tensors) -> None:
+        """Take in `J^T` of the sides, and choose the next direction.
+
+        Args:
+            *pulled: The products, summed over all samples, by parameter name. Other names are ignored.
+        """
+        old = self.gradient
+        self._update_gradient(pulled[0])
+        step = self.precondition(self.gradient)
+        self._turn(step, dot(self.gradient, step), dot(old, step) if old else 0.0)
+
     def receive_gradient(self, pulled: Tensors) -> None:
-        """Take in `J^T residual`, and choose the next direction.
+        """Take in `J^T residual`, and choose the next direction; for descents with that side only.
 
         Args:
             pulled: The product, summed over all samples, by parameter name. Other names are ignored.
-
-        Raises:
-            FloatingPointError: The gradient is not finite.
         """
+        self.receive_sides(pulled)
+
+    def _update_gradient(self, pulled: Tensors) -> None:
         penalty = self.metric.multiply(self.movement)
-        old, self.gradient = self.gradient, {n: pulled[n] + self.problem.ridge * entry for n, entry in penalty.items()}
-        step = self.precondition(self.gradient)
-        slope, before = dot(self.gradient, step), self._slope
-        if not math.isfinite(slope):
+        self.gradient = {n: pulled[n] + self.problem.ridge * entry for n, entry in penalty.items()}
+        if not math.isfinite(dot(self.gradient, self.gradient)):
             raise FloatingPointError("the gradient is not finite: check the images and the pre-trained weights")
         if math.isnan(self.reference):
             self.reference = self._gradient_norm()
-        again = 0.0 if not old or before == 0 else max(0.0, (slope - dot(old, step)) / before)
+        self._measured = True
+
+    def _turn(self, step: Tensors, slope: float, overlap: float) -> float:
+        # Products of the step with the present and the last gradient, in whichever space they are to be conjugate.
+        if not math.isfinite(slope):
+            raise FloatingPointError("the preconditioned gradient is not finite: check the preconditioner")
+        again = max(0.0, (slope - overlap) / self._slope) if self.direction and self._slope else 0.0
         last = self.direction
         self.direction = {n: again * last[n] - entry if again else -entry for n, entry in step.items()}
-        self._slope, self._measured = slope, True
+        self._slope = slope
+        return again
 
     def receive_image(self, rows: Tensor) -> None:
         """Take in `J direction`, and move to the minimum along it.
@@ -128,12 +150,15 @@ class ConjugateGradient:
         varied = rows
         if self.problem.intercept:
             varied = rows - (self._weight * rows).sum(0) / self._weight.sum()
-        curvature = float((self._weight * varied.square()).sum())
-        curvature += self.problem.ridge * self.metric.squared_norm(self.direction)
-        length = -dot(self.gradient, self.direction) / curvature if curvature > 0 else 0.0
+        self.length = length = self._best_length(varied)
         self.movement = {n: torch.add(entry, self.direction[n], alpha=length) for n, entry in self.movement.items()}
         self.image = torch.add(self.image, rows, alpha=length)
         self.steps, self._measured = self.steps + 1, False
+
+    def _best_length(self, varied: Tensor) -> float:
+        curvature = float((self._weight * varied.square()).sum())
+        curvature += self.problem.ridge * self.metric.squared_norm(self.direction)
+        return -dot(self.gradient, self.direction) / curvature if curvature > 0 else 0.0
 
     @property
     def objective(self) -> float:

@@ -7,7 +7,8 @@ from lqf_lightning.linear.kernel_layers import KernelLayer
 from lqf_lightning.linear.layer_records import Record
 from lqf_lightning.linear.layer_rows import layer_vectors, outer_rows
 
-_CHUNKS = 8  # of rows, when only the upper triangle is wanted
+_CHUNKS = 8  # of rows, of which only the upper triangle may be wanted
+_COLUMNS = 2**17  # of rows, over which a product sums in the precision of the kernel
 
 
 class LayerGram:
@@ -62,10 +63,14 @@ class LayerGram:
 
     def _multiply(self, out: Tensor, rows: Tensor, others: Tensor, upper: bool, scale: float) -> None:
         count = rows.shape[1]
-        size = max(-(-count // _CHUNKS), 64) if upper else count
-        for start in range(0, count, size):
-            first, chunk = start if upper else 0, slice(start, start + size)
-            out[:, chunk, first:].baddbmm_(rows[:, chunk], others[:, first:].mT, alpha=scale)
+        size = max(-(-count // _CHUNKS), 64)
+        for at in range(0, rows.shape[2], _COLUMNS):
+            part = slice(at, at + _COLUMNS)
+            for start in range(0, count, size):
+                first, chunk = start if upper else 0, slice(start, start + size)
+                # Adding to the kernel inside of the product would round millions of small terms to its magnitude.
+                products = rows[:, chunk, part] @ others[:, first:, part].mT
+                out[:, chunk, first:].add_(products, alpha=scale)
 
     def _rows(self, record: Record, start: int, stop: int) -> Tensor:
         if self.layer.rows:

@@ -103,7 +103,7 @@ class QuadraticProblem:
 def ridge_of_mean(mu: float, samples: int) -> float:
     r"""The ridge of the sum form that has the same minimizer as a mean loss with penalty `mu/2 |dw|^2`.
 
-    The mean loss meant is :math:`\frac1{2n} \sum_i \lVert f_i - y_i \rVert^2 + \frac\mu2 \lVert dw \rVert^2`, the one that
+    The mean loss meant is :math:`\frac1{2n} \sum_i \lVert f_i - y_i \rVert^2 + \frac\mu2 \lVert dw \rVert^2`, which
     the methods train.
 
     Args:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lqf_lightning.linear.coefficient_descent import CoefficientDescent
 from lqf_lightning.linear.conjugate_gradient import ConjugateGradient, Precondition
 from lqf_lightning.linear.jacobian import StreamedJacobian
 from lqf_lightning.linear.metric import Metric, Tensors
@@ -23,6 +24,7 @@ def solve_cg(
     exclude: Sequence[str] = (),
     metric: Metric | None = None,
     precondition: Callable[[float], Precondition] | None = None,
+    approximate_inverse: Callable[[QuadraticProblem], Callable[[Tensor], Tensor]] | None = None,
     positions: Tensor | None = None,
     reducer: Reducer | None = None,
     watch: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -42,6 +44,8 @@ def solve_cg(
         exclude: Parameter names that do not move, above all the bias that the intercept stands for.
         metric: M; None for the identity.
         precondition: Called with a ridge, gives an approximate inverse of the Hessian; None takes `M^-1`.
+        approximate_inverse: Called with a problem, gives an approximate inverse of its dual (`DualPrecondition`),
+            to be used instead.
         positions: Position of each of this rank's samples among all (n_local,); None for a single process.
         reducer: Sums over ranks; None for a single process.
         watch: Wraps the range of steps, for a progress bar.
@@ -65,10 +69,7 @@ def solve_cg(
     device = next(iter(deltas.values())).device  # where process groups expect what they sum
     passes = _Passes(jacobian, Shard(positions.to(device), samples, reducer))
     start = {name: torch.zeros_like(delta) for name, delta in deltas.items() if name not in exclude}
-    descents = [
-        ConjugateGradient(p, start, metric=metric, precondition=precondition(p.ridge) if precondition else None)
-        for p in problems
-    ]
+    descents = [_begin(problem, start, metric, precondition, approximate_inverse) for problem in problems]
     passes.gradients(descents)
     for _ in watch(range(max_steps)):
         active = [descent for descent in descents if descent.certificate.relative_gradient > tolerance]
@@ -79,6 +80,20 @@ def solve_cg(
         if note is not None:
             note(descents)
     return [descent.solution() for descent in descents]
+
+
+def _begin(
+    problem: QuadraticProblem,
+    start: Tensors,
+    metric: Metric | None,
+    precondition: Callable[[float], Precondition] | None,
+    approximate_inverse: Callable[[QuadraticProblem], Callable[[Tensor], Tensor]] | None,
+) -> ConjugateGradient:
+    if approximate_inverse is not None:
+        return CoefficientDescent(problem, start, approximate_inverse(problem), metric=metric)
+    return ConjugateGradient(
+        problem, start, metric=metric, precondition=precondition(problem.ridge) if precondition else None
+    )
 
 
 class _Passes:
@@ -98,11 +113,20 @@ class _Passes:
             descent.receive_image(self.shard.spread(own))
 
     def gradients(self, descents: Sequence[ConjugateGradient]) -> None:
-        for descent, pulled in zip(descents, self._pull(descents), strict=True):
-            descent.receive_gradient({name: self.shard.reducer.sum_(entry) for name, entry in pulled.items()})
+        counts, sides = [], []
+        for descent in descents:
+            own = [self.shard.own(side) for side in descent.sides]
+            counts.append(len(own))
+            sides += own
+        pulled = iter(self._pull(sides))
+        for descent, count in zip(descents, counts, strict=True):
+            descent.receive_sides(*(self._summed(next(pulled)) for _ in range(count)))
 
-    def _pull(self, descents: Sequence[ConjugateGradient]) -> list[Tensors]:
+    def _summed(self, pulled: Tensors) -> Tensors:
+        return {name: self.shard.reducer.sum_(entry) for name, entry in pulled.items()}
+
+    def _pull(self, sides: Sequence[Tensor]) -> list[Tensors]:
         if not len(self.shard.positions):
             deltas = self.jacobian.model.deltas
-            return [{name: torch.zeros_like(delta) for name, delta in deltas.items()} for _ in descents]
-        return self.jacobian.pull(*(self.shard.own(descent.residual) for descent in descents))
+            return [{name: torch.zeros_like(delta) for name, delta in deltas.items()} for _ in sides]
+        return self.jacobian.pull(*sides)

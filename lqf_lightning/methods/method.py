@@ -1,6 +1,5 @@
 """What all training methods share: steps, metrics, optimizers and exact resumption."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import Batch
 from lqf_lightning.methods.classification_metrics import NO_SAMPLE, classification_metrics
+from lqf_lightning.methods.known_groups import known_groups
 from lqf_lightning.methods.rank_buffers import agree_on_buffers, broadcast_buffers_in_forward
 from lqf_lightning.methods.sample_mean import SampleMean
+from lqf_lightning.methods.schedule import scheduled_steps
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -25,8 +26,7 @@ class Method(LightningModule):
     """A way to fine-tune a backbone; subclasses give `forward`, `loss` and the parameters that train.
 
     Steps return ``{"loss", "logits"}``, so that callbacks see every prediction beside its `Batch`. Metrics are
-    torchmetrics objects: their values are exact for any number of ranks and uneven shards. Metrics are also reported
-    as ``train/loss``, ``train/acc``, ``val/...`` and ``test/...``.
+    torchmetrics objects, exact for any number of ranks and uneven shards, and named ``stage/name``.
 
     Args:
         backbone: The network, its head and its layer groups.
@@ -38,6 +38,7 @@ class Method(LightningModule):
     """
 
     moves_buffers = True  # whether training changes buffers (batch-norm statistics), so that ranks must agree on them
+    sweeps = 0  # how often an epoch goes through training samples as they are evaluated; 0: ordinary training batches
 
     def __init__(
         self,
@@ -52,9 +53,9 @@ class Method(LightningModule):
         super().__init__()
         self.backbone = backbone
         self.classes = list(classes)
-        self.layers = self._known_groups(list(backbone.groups) if layers is None else list(layers), "layers")
+        self.layers = known_groups(backbone, list(backbone.groups) if layers is None else list(layers), "layers")
         self.group_lr = dict(group_lr or {})
-        self._known_groups(list(self.group_lr), "group_lr")
+        known_groups(backbone, list(self.group_lr), "group_lr")
         if min(self.group_lr.values(), default=0) < 0:
             raise ValueError(f"factors must be at least 0, got {self.group_lr}. Set method.group_lr={{head: 10}}")
         self._optimizer, self._scheduler = optimizer, scheduler
@@ -95,6 +96,16 @@ class Method(LightningModule):
         named = dict(self.backbone.model.named_parameters())
         return {name: named[name] for group in self.layers for name in self.backbone.groups[group]}
 
+    def setup(self, stage: str) -> None:
+        """Tell the data module which training batches are wanted; it may have served another method before.
+
+        Args:
+            stage: "fit", or another.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and hasattr(data, "sweeps"):
+            data.sweeps = self.sweeps
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of optimization on one batch.
 
@@ -106,13 +117,25 @@ class Method(LightningModule):
             The objective, penalty included, and the detached outputs.
         """
         logits = self(batch.input)
-        data_loss = self.loss(logits, batch.target)
-        size = len(batch.target)
-        self.train_loss.update(data_loss.detach(), size)
-        self.train_acc.update((logits.detach().argmax(-1) == batch.target).float().mean(), size)
+        noted = self.note_training(logits, batch.target)
+        return noted | {"loss": noted["loss"] + self.penalty()}
+
+    def note_training(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Count outputs on training samples in ``train/loss`` and ``train/acc``.
+
+        Args:
+            logits: Outputs (B, C), B may be 0.
+            target: Class positions (B,).
+
+        Returns:
+            The data term of the loss, and the detached outputs.
+        """
+        data_loss = self.loss(logits, target) if len(target) else logits.sum()
+        self.train_loss.update(data_loss.detach(), len(target))
+        self.train_acc.update((logits.detach().argmax(-1) == target).float().mean(), len(target))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
         self.log("train/acc", self.train_acc, on_step=False, on_epoch=True)
-        return {"loss": data_loss + self.penalty(), "logits": logits.detach()}
+        return {"loss": data_loss, "logits": logits.detach()}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Evaluate one validation batch.
@@ -165,8 +188,7 @@ class Method(LightningModule):
         metrics: Any = self.stage_metrics[f"{stage}_metrics"]
         values = metrics.compute()  # reduced over ranks here, by counts
         metrics.reset()
-        # Equal on all ranks by now: this mean over ranks changes nothing, and silences Lightning's advice.
-        self.log_dict(values, sync_dist=True)
+        self.log_dict(values, sync_dist=True)  # equal on all ranks by now; this silences Lightning's advice
 
     def on_train_epoch_end(self) -> None:
         """Stop a run whose loss is no longer a number, on all ranks alike.
@@ -188,9 +210,6 @@ class Method(LightningModule):
 
         Returns:
             What Lightning expects: an optimizer, with its per-step schedule where there is one.
-
-        Raises:
-            ValueError: The schedule has no end.
         """
         trained = self.trained()
         members = {g: [trained[n] for n in self.backbone.groups[g] if n in trained] for g in self.layers}
@@ -200,13 +219,7 @@ class Method(LightningModule):
             group["lr"] *= self.group_lr.get(group["name"], 1.0)
         if self._scheduler is None:
             return optimizer
-        steps = self.trainer.estimated_stepping_batches
-        if steps == math.inf:
-            raise ValueError(
-                "a schedule is laid out over the steps of the whole run, which has no end: trainer.max_epochs=-1. Set "
-                "trainer.max_epochs or +trainer.max_steps, or method.scheduler=null"
-            )
-        scheduler = self._scheduler(optimizer, int(steps))
+        scheduler = self._scheduler(optimizer, scheduled_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_validation_start(self) -> None:
@@ -230,13 +243,4 @@ class Method(LightningModule):
         broadcast_buffers_in_forward(self.trainer.strategy.model, self.moves_buffers)
         if self._random_state is not None:
             torch.set_rng_state(self._random_state.cpu())
-            self._random_state = None
-
-    def _known_groups(self, names: list[str], option: str) -> list[str]:
-        unknown = [name for name in names if name not in self.backbone.groups]
-        if unknown or (option == "layers" and not names):
-            raise ValueError(
-                f"`{option}` names layer groups of {self.backbone.name}, which are {list(self.backbone.groups)}; "
-                f"got {unknown or names}. Set method.{option} to some of them, or to null for all."
-            )
-        return [group for group in self.backbone.groups if group in names]
+        self._random_state = None

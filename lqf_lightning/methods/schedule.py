@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from lightning import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -71,3 +72,24 @@ def _warmup_steps(total_steps: int, warmup: float) -> int:
     if not 0 <= warmup < 1:
         raise ValueError(f"`warmup` is a fraction of the run in [0, 1), got {warmup}. Set method.scheduler.warmup=0.05")
     return round(warmup * total_steps)
+
+
+def scheduled_steps(trainer: Trainer) -> int:
+    """The number of steps that a schedule is laid out over.
+
+    Args:
+        trainer: The trainer of the run.
+
+    Returns:
+        Steps of the whole run.
+
+    Raises:
+        ValueError: It has no end.
+    """
+    steps = trainer.estimated_stepping_batches
+    if steps == math.inf:
+        raise ValueError(
+            "a schedule is laid out over the steps of the whole run, which has no end: trainer.max_epochs=-1. Set "
+            "trainer.max_epochs or +trainer.max_steps, or method.scheduler=null"
+        )
+    return int(steps)

@@ -47,6 +47,21 @@ def test_fixed_training_batches_are_in_manifest_order(make_module):
     assert torch.equal(first, torch.cat([batch.input for batch in data.fixed_train_dataloader()]))
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_sweeps_repeat_the_fixed_training_batches(world_size, make_module, monkeypatch):
+    data = make_module(augmentation=CropFlip, shots=4, eval_batch_size=3)
+    data.sweeps = 2
+    lengths = set()
+    for rank in range(world_size):
+        on_rank(monkeypatch, rank, world_size)
+        fixed, batches = list(data.fixed_train_dataloader()), list(data.train_dataloader())
+        for sweep in (batches[: len(batches) // 2], batches[len(batches) // 2 :]):
+            assert all(torch.equal(a.input, b.input) for a, b in zip(fixed, sweep, strict=False))
+            assert torch.cat([b.index for b in sweep]).tolist() == torch.cat([b.index for b in fixed]).tolist()
+        lengths.add(len(batches))
+    assert len(lengths) == 1
+
+
 def test_workers_do_not_change_what_is_drawn(make_module):
     epochs = {}
     for workers in (0, 2):

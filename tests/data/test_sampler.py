@@ -2,7 +2,7 @@ from itertools import chain
 
 import pytest
 
-from lqf_lightning.data import TrainingSampler, UnpaddedSampler
+from lqf_lightning.data.sampler import SweepSampler, TrainingSampler, UnpaddedSampler
 
 
 def global_steps(size, world_size, batch_size, epoch=0, **options):
@@ -71,3 +71,22 @@ def test_evaluation_sees_every_sample_exactly_once(size, world_size):
 
 def test_a_process_without_samples_gets_one_batch_without_rows():
     assert list(UnpaddedSampler(2, rank=2, world_size=3, batch_size=4)) == [[]]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 2, 7, 12])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_sweeps_repeat_the_evaluation_batches_with_as_many_on_every_process(size, world_size, batch_size):
+    lengths = set()
+    for rank in range(world_size):
+        share = {"rank": rank, "world_size": world_size, "batch_size": batch_size}
+        once, sampler = list(UnpaddedSampler(size, **share)), SweepSampler(size, 3, **share)
+        batches = list(sampler)
+        assert len(batches) == len(sampler)
+        assert batches == list(sampler)  # in the next epoch too
+        sweep = batches[: len(batches) // 3]
+        assert batches == sweep * 3
+        assert sweep[: len(once)] == once
+        assert not any(sweep[len(once) :])
+        lengths.add(len(batches))
+    assert lengths == {3 * len(UnpaddedSampler(size, rank=0, world_size=world_size, batch_size=batch_size))}

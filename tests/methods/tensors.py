@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import Batch
+from lqf_lightning.data.sampler import SweepSampler
 from lqf_lightning.methods import Method
 
 CLASSES = ["ant", "bee", "cat"]
@@ -58,11 +59,13 @@ class TensorData(LightningDataModule):
         super().__init__()
         self.splits = dict.fromkeys(("train", "val", "test"), (images, target)) | others
         self.batch_size = batch_size or len(target)
+        self.sweeps = 0
 
     def train_dataloader(self) -> Any:
-        return self._load("train")
+        return self._load("train", max(1, self.sweeps))
 
-    fixed_train_dataloader = train_dataloader
+    def fixed_train_dataloader(self) -> Any:
+        return self._load("train")
 
     def val_dataloader(self) -> Any:
         return self._load("val")
@@ -70,12 +73,13 @@ class TensorData(LightningDataModule):
     def test_dataloader(self) -> Any:
         return self._load("test")
 
-    def _load(self, split: str) -> DataLoader[Batch] | list[Any]:
+    def _load(self, split: str, times: int = 1) -> DataLoader[Batch] | list[Any]:
         samples = self.splits[split]
         if samples is None:
             return []
         rows = TensorDataset(*samples, torch.arange(len(samples[1])))
-        return DataLoader(rows, self.batch_size, collate_fn=lambda rows: Batch(*default_collate(rows)))
+        batches = SweepSampler(len(rows), times, batch_size=self.batch_size)
+        return DataLoader(rows, batch_sampler=batches, collate_fn=lambda rows: Batch(*default_collate(rows)))
 
 
 def build_trainer(epochs: int, *callbacks: Callback, **options: Any) -> Trainer:

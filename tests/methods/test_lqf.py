@@ -1,65 +1,29 @@
+import math
 from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jacrev
+from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-from lqf_lightning.linear import KFAC, fit_kfac
+from lqf_lightning.linear import KFAC
 from lqf_lightning.methods import LQF
+from methods.dense_lqf import (
+    ALPHA,
+    EXACT,
+    RATE,
+    RIDGE,
+    SGD,
+    DenseProblem,
+    build,
+    flat,
+    jacobian,
+    outputs_at_start,
+    penalized,
+    scatter_deltas,
+    split,
+)  # fmt: skip
 from methods.tensors import CLASSES, TensorData, build_backbone, build_trainer, draw, fit, fit_on, snapshot
-
-ALPHA, RIDGE, RATE = 5.0, 0.3, 0.02
-SGD = partial(torch.optim.SGD, lr=RATE)
-EXACT = partial(fit_kfac, cotangents="exact", relative_floor=0.0)
-
-
-def build(**options) -> LQF:
-    return LQF(
-        build_backbone(),
-        CLASSES,
-        **{"optimizer": SGD, "target_scale": ALPHA, "ridge": RIDGE, "normalize_step": False, **options},
-    )
-
-
-def jacobian(images: Tensor, names: list[str]) -> Tensor:
-    """(B, C, P) of the untrained network over the named parameters, by plain reverse mode."""
-    model = build_backbone().model
-    weights = {name: p.detach() for name, p in model.named_parameters()}
-    blocks = jacrev(lambda own: functional_call(model, weights | own, (images,)))({n: weights[n] for n in names})
-    return torch.cat([blocks[name].flatten(2) for name in names], 2)
-
-
-def outputs_at_start(images: Tensor) -> Tensor:
-    return build_backbone().model(images).detach()
-
-
-def optimum(images: Tensor, target: Tensor, names: list[str], ridge: float) -> Tensor:
-    """Minimizer of the mean squared loss with penalty, by its normal equations."""
-    rows = jacobian(images, names).flatten(0, 1)
-    residual = (outputs_at_start(images) - ALPHA * one_hot(target, 3)).flatten()
-    hessian = rows.T @ rows / len(target) + ridge * torch.eye(rows.shape[1], dtype=rows.dtype)
-    return -torch.linalg.solve(hessian, rows.T @ residual / len(target))
-
-
-def flat(values: dict[str, Tensor]) -> Tensor:
-    return torch.cat([value.detach().flatten() for value in values.values()])
-
-
-def scatter_deltas(method: LQF, seed: int = 5) -> Tensor:
-    """Move dw away from zero; returns it as one vector."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for delta in method.linearized.deltas.values():
-            delta.copy_(0.1 * torch.randn(delta.shape, generator=generator, dtype=torch.float64))
-    return flat(method.linearized.deltas)
-
-
-def split(vector: Tensor, method: LQF) -> dict[str, Tensor]:
-    deltas = method.linearized.deltas
-    parts = vector.split([delta.numel() for delta in deltas.values()])
-    return {name: part.view(delta.shape) for (name, delta), part in zip(deltas.items(), parts, strict=True)}
 
 
 def test_before_training_it_is_the_pre_trained_network():
@@ -91,17 +55,19 @@ def test_one_step_is_the_closed_form_gradient_penalty_included(layers):
     dw = scatter_deltas(method)
     rows = jacobian(images, list(method.linearized.deltas))
     residual = outputs_at_start(images) + rows @ dw - ALPHA * one_hot(target, 3)
-    gradient = torch.einsum("bcp,bc->p", rows, residual) / 7 + RIDGE * dw
+    penalty = RIDGE * dw * penalized(list(method.linearized.deltas))
+    gradient = torch.einsum("bcp,bc->p", rows, residual) / 7 + penalty
     fit(method, images, target)
     assert torch.allclose(flat(method.linearized.deltas), dw - RATE * gradient, rtol=1e-10, atol=1e-13)
-    assert (RIDGE * dw).norm() > 0.01 * gradient.norm()  # the penalty is no rounding error of the comparison
+    assert penalty.norm() > 0.01 * gradient.norm()  # the penalty is no rounding error of the comparison
 
 
 def test_cross_entropy_takes_the_place_of_the_squared_loss():
     method, (images, target) = build(loss="cross_entropy"), draw(7)
     dw = scatter_deltas(method).requires_grad_()
     rows = jacobian(images, list(method.linearized.deltas))
-    objective = cross_entropy(outputs_at_start(images) + rows @ dw, target) + RIDGE / 2 * dw.square().sum()
+    objective = cross_entropy(outputs_at_start(images) + rows @ dw, target)
+    objective = objective + RIDGE / 2 * (penalized(list(method.linearized.deltas)) * dw.square()).sum()
     (gradient,) = torch.autograd.grad(objective, dw)
     fit(method, images, target)
     assert torch.allclose(flat(method.linearized.deltas), dw - RATE * gradient, rtol=1e-10, atol=1e-13)
@@ -115,15 +81,18 @@ def test_enough_steps_reach_the_optimum(layers):
     steepest = torch.linalg.matrix_norm(rows, 2).item() ** 2 / 6
     method.ridge = 0.2 * steepest
     method._optimizer = partial(torch.optim.SGD, lr=1 / (steepest + method.ridge))
-    expected = optimum(images, target, names, method.ridge)
-    # Every direction shrinks by at least 1 - ridge / (steepest + ridge) = 5/6 per step: 160 steps leave 1e-12.
-    fit(method, images, target, epochs=160)
+    problem = DenseProblem(images, target, names, 6 * method.ridge)
+    flattest = torch.linalg.eigvalsh(problem.hessian / 6)[0].item()
+    slowest = 1 - flattest / (steepest + method.ridge)  # what a step leaves of the error
+    fit(method, images, target, epochs=math.ceil(math.log(1e-12) / math.log(slowest)))
+    expected = problem.optimum()
     assert (flat(method.linearized.deltas) - expected).norm() < 1e-10 * expected.norm()
 
 
 def test_a_linear_head_reaches_the_ridge_solution_in_one_preconditioned_step():
     one = partial(torch.optim.SGD, lr=1.0)
-    method, (images, target) = build(layers=["head"], optimizer=one, preconditioner=EXACT), draw(12)
+    options = {"layers": ["head"], "intercept": False, "preconditioner": EXACT}
+    method, (images, target) = build(optimizer=one, **options), draw(12)
     scatter_deltas(method)  # from wherever it starts
     fit(method, images, target)
     features = nn.Sequential(*list(build_backbone().model)[:-1]).eval()(images).detach()
@@ -140,7 +109,10 @@ def test_the_penalty_enters_before_the_preconditioner():
     dw = scatter_deltas(method)
     rows = jacobian(images, list(method.linearized.deltas))
     residual = outputs_at_start(images) + rows @ dw - ALPHA * one_hot(target, 3)
-    data, penalty = torch.einsum("bcp,bc->p", rows, residual) / 7, RIDGE * dw
+    data, penalty = (
+        torch.einsum("bcp,bc->p", rows, residual) / 7,
+        RIDGE * dw * penalized(list(method.linearized.deltas)),
+    )
     kfac: KFAC = EXACT(build_backbone().model, None, [images], damping=RIDGE)
     fit(method, images, target)
     step = flat(kfac.precondition(split(data + penalty, method)))
@@ -157,10 +129,10 @@ def test_factors_come_from_random_training_samples(wanted, used):
     fit_on(trainer, method, TensorData(images, target, 4))
     chosen = torch.randperm(12, generator=torch.Generator().manual_seed(0))[:used]
     expected = EXACT(build_backbone().model, None, [images[chosen]], damping=RIDGE)
-    assert set(method.kfac.factors) == set(expected.factors)
+    assert set(method.solver.kfac.factors) == set(expected.factors)
     for name, layer in expected.factors.items():
-        assert torch.allclose(method.kfac.factors[name].inputs, layer.inputs, rtol=1e-12)
-        assert torch.allclose(method.kfac.factors[name].outputs, layer.outputs, rtol=1e-12)
+        assert torch.allclose(method.solver.kfac.factors[name].inputs, layer.inputs, rtol=1e-12)
+        assert torch.allclose(method.solver.kfac.factors[name].outputs, layer.outputs, rtol=1e-12)
 
 
 def test_training_moves_dw_and_nothing_else():
@@ -249,8 +221,8 @@ def test_normalized_steps_are_plain_ones_at_a_rate_divided_by_the_curvature():
     images, target = draw(12)
     normalized = build(optimizer=partial(torch.optim.SGD, lr=0.5), normalize_step=True)
     fit(normalized, images, target, epochs=3)
-    plain = build(optimizer=partial(torch.optim.SGD, lr=0.5 / normalized.top_curvature))
+    plain = build(optimizer=partial(torch.optim.SGD, lr=0.5 / normalized.solver.top_curvature))
     fit(plain, images, target, epochs=3)
-    assert normalized.top_curvature > 1
+    assert normalized.solver.top_curvature > 1
     moved = flat(plain.linearized.deltas)
     assert torch.allclose(flat(normalized.linearized.deltas), moved, rtol=1e-9, atol=1e-12 * moved.norm().item())

@@ -1,0 +1,341 @@
+"""What exact leave-one-out costs next to training again without every sample, and what cheaper kernels keep of it.
+
+EfficientNet-Lite0 with its ImageNet weights and a random head, all layers linearized, on dtd10 (10 classes). The scores
+of all samples come from one kernel: exact, its trace (all outputs, or two random combinations of them), or that of the
+last layer; end to end, that is collecting, inner products, factorization and scores. A refit is conjugate gradients
+from zero to a relative gradient of 1e-4 with weight 0 for the sample, with or without K-FAC, whichever is faster; five
+are run, and their mean stands for all. The ridge is that of the trace kernel's best leave-one-out accuracy; the last
+layer is also judged at its own. Kernels and refits evaluate the network in different orders, so that in single
+precision they differ by activations of changed sign; a small problem in double precision tells that nothing else does.
+Time is that of the process with one thread on a CPU, so that other programs do not count, the wall clock on a GPU.
+Finished parts are kept in the work folder.
+
+    python benchmarks/leave_one_out.py --data DIR [--quick | --full] [--work DIR] [--output FILE]
+
+DIR holds dtd10/train/CLASS/*.png. The last line printed is one JSON object.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from images_from_folder import load_folder
+from step_cost import clock, cpu_name
+from torch import Tensor
+
+from lqf_lightning.backbones import create_backbone
+from lqf_lightning.linear import (
+    DualFactor,
+    Kernel,
+    KernelSpectrum,
+    LinearizedModel,
+    Metric,
+    QuadraticProblem,
+    StreamedJacobian,
+    assemble_kernel,
+    fit_kfac,
+    leave_one_out,
+    regularization_path,
+    solve_cg,
+)  # fmt: skip
+
+ALPHA, CLASSES, CHUNK = 15.0, 10, 32
+SIZES: dict[str, dict[str, Any]] = {
+    "quick": {"train": 16, "val": 4, "side": 32, "steps": 30, "refits": 2, "double": 6},
+    "default": {"train": 160, "val": 100, "side": 64, "steps": 200, "refits": 5, "double": 24},
+    "full": {"train": 1000, "val": 100, "side": 224, "steps": 400, "refits": 5, "double": 24},
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "exact": {"form": "full"},
+    "trace": {"form": "trace"},
+    "trace_2": {"form": "trace", "combinations": 2},
+    "last_layer": {"form": "last_layer"},
+}
+TITLES = {"trace": "trace kernel", "trace_2": "trace kernel by two combinations", "last_layer": "last layer"}
+TOLERANCE, DOUBLE_TOLERANCE = 1e-4, 1e-9
+
+
+class Case:
+    """Images, the linearized network, and its problem."""
+
+    def __init__(self, data: Path, train: int, val: int, side: int, dtype: torch.dtype = torch.float32) -> None:
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(0)
+        backbone = create_backbone("tf_efficientnet_lite0", CLASSES, weights="package", image_size=side)
+        folder = data / "dtd10" / "train"
+        images, labels = load_folder(folder, train + val, side, backbone.mean, backbone.std)
+        images = images.to(self.device, dtype)
+        self.x, self.x_val, labels = images[:train], images[train:], labels[:train].to(self.device)
+        self.model = LinearizedModel(backbone.model.to(self.device, dtype), example=self.x[:2])
+        self.bias = f"{backbone.head}.bias"
+        self.groups = {g: own for g, names in backbone.groups.items() if (own := [n for n in names if n != self.bias])}
+        self.head = {"head": self.groups["head"]}
+        self.target = ALPHA * F.one_hot(labels, CLASSES).double()
+        self.jacobian = StreamedJacobian(self.model, self.x.split(CHUNK))
+        self.val_jacobian = StreamedJacobian(self.model, self.x_val.split(CHUNK))
+
+    @cached_property
+    def initial(self) -> Tensor:
+        """Outputs on the training images before training."""
+        return self.jacobian.initial()
+
+    @cached_property
+    def val_initial(self) -> Tensor:
+        """Outputs on the validation images before training."""
+        return self.val_jacobian.initial()
+
+    def problem(self, ridge: float, without: int | None = None) -> QuadraticProblem:
+        """The problem in sum form, with or without a sample."""
+        weight = torch.ones(len(self.x), dtype=torch.float64, device=self.device)
+        if without is not None:
+            weight[without] = 0
+        return QuadraticProblem(self.initial, self.target, ridge, weight=weight, intercept=True)
+
+
+def choose_ridge(case: Case) -> dict[str, Any]:
+    """The ridge with the best leave-one-out accuracy of the trace kernel, and of the last layer for itself."""
+    start = clock(case.device)
+    found: dict[str, Any] = {}
+    for name, groups in (("trace", case.groups), ("last_layer", case.head)):
+        kernel = assemble_kernel(case.model, groups, case.x.split(CHUNK), **FORMS[name]).train
+        path = regularization_path(KernelSpectrum(case.problem(1.0), kernel))
+        ridge = path.choose(by="accuracy")
+        accuracy = path.accuracy[(path.ridges - ridge).abs().argmin()] if path.accuracy is not None else 0.0
+        relative = ridge / float(kernel.total().diagonal(dim1=-2, dim2=-1).mean())
+        found[name] = {"ridge": ridge, "accuracy": float(accuracy), "relative_to_mean_diagonal": relative}
+    return {**found, "seconds": clock(case.device) - start}
+
+
+def score(case: Case, name: str, ridge: float) -> dict[str, Any]:
+    """All samples by one kernel: alone, and once more with the change of the outputs on validation images."""
+    groups = case.head if name == "last_layer" else case.groups
+    case.initial, case.val_initial  # noqa: B018  # the outputs before training are no part of the scores
+    figures: dict[str, Any] = {}
+    for kind, others in (("alone", ()), ("with_validation", case.x_val.split(CHUNK))):
+        start = clock(case.device)
+        pair = assemble_kernel(case.model, groups, case.x.split(CHUNK), others, **FORMS[name])
+        assembled = clock(case.device)
+        factor = DualFactor(case.problem(ridge), pair.train)
+        result = leave_one_out(factor, pair.cross)
+        end = clock(case.device)
+        figures[kind] = {"assembly": assembled - start, "scores": end - assembled, "total": end - start}
+    if pair.cross is None or result.function_change is None:
+        raise RuntimeError("there were no validation images")
+    right = result.prediction.argmax(1) == case.target.argmax(1)
+    figures |= {
+        "residual": result.residual.tolist(), "function_change": result.function_change.tolist(),
+        "accuracy": float(right.double().mean()),
+    }  # fmt: skip
+    if name == "exact":
+        figures["validation"] = factor.predict(pair.cross, case.val_initial).tolist()
+        figures["row_norm"] = centered_norms(pair.train)
+    return figures
+
+
+def centered_norms(kernel: Kernel) -> list[float]:
+    """Spectral norm of a sample's rows of the Jacobian, less their mean over the other samples."""
+    c = kernel.coupled
+    blocks = kernel.total()[0]
+    blocks = blocks.view(len(blocks) // c, c, len(blocks) // c, c)
+    norms = []
+    for i in range(len(blocks)):
+        weights = torch.full((len(blocks),), -1 / (len(blocks) - 1), dtype=torch.float64, device=blocks.device)
+        weights[i] = 1
+        own = torch.einsum("i,iajb,j->ab", weights, blocks, weights)
+        norms.append(float(torch.linalg.eigvalsh(own)[-1].clamp_min(0).sqrt()))
+    return norms
+
+
+def refit(case: Case, ridge: float, sample: int, steps: int, kfac: bool, tolerance: float = TOLERANCE) -> Any:
+    """Train without a sample, from zero."""
+    case.initial, case.val_initial  # noqa: B018  # see above
+    taken: list[float] = []
+    setup, fitted, start = 0.0, None, clock(case.device)
+    if kfac:
+        options: dict[str, Any] = {"form": "reduce", "cotangents": "random", "intercept": case.bias}
+        damping = ridge / len(case.x)
+        fitted = fit_kfac(case.model, None, case.x.split(CHUNK), damping=damping, relative_floor=0.0, **options)
+        setup, start = clock(case.device) - start, clock(case.device)
+    solution = solve_cg(
+        [case.problem(ridge, sample)], case.jacobian, tolerance=tolerance, max_steps=steps, exclude=(case.bias,),
+        note=lambda descents: taken.append(descents[0].certificate.relative_gradient),
+        precondition=None if fitted is None else lambda r: Metric().curvature_solver(fitted, len(case.x), r, 10.0),
+    )[0]  # fmt: skip
+    seconds = clock(case.device) - start
+    outputs = case.val_initial + case.val_jacobian.push(solution.direction or {})[0] + solution.intercept
+    return {
+        "sample": sample, "kfac": kfac, "seconds": seconds, "setup": setup, "steps": len(taken),
+        "relative_gradient": taken[-1], "converged": taken[-1] <= tolerance,
+        "distance_bound": solution.certificate.distance_bound,
+        "residual": (case.target[sample] - solution.outputs[sample]).tolist(), "validation": outputs.tolist(),
+    }  # fmt: skip
+
+
+def check_in_double(data: Path, size: Mapping[str, Any]) -> dict[str, Any]:
+    """A small problem in double precision, solved much tighter."""
+    case = Case(data, size["double"], 2, 32, torch.float64)
+    kernel = assemble_kernel(case.model, case.groups, case.x.split(CHUNK)).train
+    ridge = 0.1 * float(kernel.total().diagonal(dim1=-2, dim2=-1).mean())
+    wanted = leave_one_out(DualFactor(case.problem(ridge), kernel)).residual
+    found = refit(case, ridge, 0, 400, False, DOUBLE_TOLERANCE)
+    error = relative(wanted[0], torch.tensor(found["residual"], device=case.device))
+    return {"samples": len(case.x), "relative_error": error, "relative_gradient": found["relative_gradient"]}
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Error of a vector, relative."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def spearman(one: Tensor, other: Tensor) -> float:
+    """Correlation of ranks."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def compare(part: Mapping[str, Any], exact: Mapping[str, Any]) -> dict[str, float]:
+    """A cheaper kernel's scores against the exact ones, over all samples."""
+    found, wanted = torch.tensor(part["residual"]), torch.tensor(exact["residual"])
+    errors = (found - wanted).norm(dim=1) / wanted.norm(dim=1)
+    changes = torch.tensor(part["function_change"]), torch.tensor(exact["function_change"])
+    return {
+        "spearman_squared_residual": spearman(found.square().sum(1), wanted.square().sum(1)),
+        "spearman_function_change": spearman(*changes),
+        "largest_relative_error": float(errors.max()), "median_relative_error": float(errors.median()),
+    }  # fmt: skip
+
+
+def judge_refits(refits: list[dict[str, Any]], exact: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """Time of refits, how far they spread, and how well the exact scores foretell them."""
+    seconds = torch.tensor([entry["seconds"] for entry in refits], dtype=torch.float64)
+    errors, bounds, changes = [], [], []
+    for entry in refits:
+        sample, wanted = entry["sample"], torch.tensor(entry["residual"], dtype=torch.float64)
+        errors.append(relative(torch.tensor(exact["residual"][sample], dtype=torch.float64), wanted))
+        bounds.append(exact["row_norm"][sample] * entry["distance_bound"] / float(wanted.norm()))
+        moved = torch.tensor(exact["validation"]).double() - torch.tensor(entry["validation"]).double()
+        change = float(moved.square().sum(1).mean())
+        changes.append(abs(exact["function_change"][sample] - change) / change)
+    return {
+        "kfac": refits[0]["kfac"], "steps": [entry["steps"] for entry in refits],
+        "converged": all(entry["converged"] for entry in refits), "seconds": seconds.tolist(),
+        "mean_seconds": float(seconds.mean()), "spread": float((seconds.max() - seconds.min()) / seconds.mean()),
+        "deviation": float(seconds.std() / seconds.mean()), "all_samples_seconds": samples * float(seconds.mean()),
+        "relative_errors": errors, "largest_relative_error": max(errors), "bounds_by_tolerance": bounds,
+        "function_change_relative_errors": changes,
+    }  # fmt: skip
+
+
+def summarize(parts: Mapping[str, Any], refits: list[dict[str, Any]], samples: int) -> dict[str, Any]:
+    """The figures."""
+    exact = parts["exact"]
+    judged = judge_refits(refits, exact, samples)
+    figures: dict[str, Any] = {
+        "ridge": parts["ridge"], "double": parts["double"], "refits": judged,
+        "kfac": {key: parts["refit_kfac"][key] for key in ("seconds", "setup", "steps", "relative_gradient")},
+        "forms": {},
+    }  # fmt: skip
+    for name in (*FORMS, "last_layer_own_ridge"):
+        part = parts[name]
+        entry = {kind: part[kind] for kind in ("alone", "with_validation", "accuracy")}
+        entry["cheaper_than_refits"] = judged["all_samples_seconds"] / part["alone"]["total"]
+        entry["cheaper_with_validation"] = judged["all_samples_seconds"] / part["with_validation"]["total"]
+        figures["forms"][name] = entry if name == "exact" else {**entry, **compare(part, exact)}
+    return figures
+
+
+def claims(figures: Mapping[str, Any], size: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Hold the figures against what the documentation promises."""
+    where = f"n = {size['train']}, {size['side']} px"
+    forms, refits = figures["forms"], figures["refits"]
+    result = [
+        _claim(f"{where}: exact, n refits over it", forms["exact"]["cheaper_than_refits"], 20.0, least=True),
+        _claim(
+            f"{where}: largest relative gradient of refits is below 1e-4", float(refits["converged"]), 1.0, least=True
+        ),
+        _claim(f"{where}: exact residual against refits, relative error", refits["largest_relative_error"], 1e-2),
+        _claim(f"n = {size['double']}, double precision: the same", figures["double"]["relative_error"], 1e-6),
+    ]
+    for name, title in TITLES.items():
+        entry = forms[name]
+        result.append(_claim(f"{where}: {title}, n refits over it", entry["cheaper_than_refits"], 100.0, least=True))
+        for key, text in (
+            ("spearman_squared_residual", "squared residuals"),
+            ("spearman_function_change", "function changes"),
+        ):
+            result.append(_claim(f"{where}: {title}, Spearman with exact {text}", entry[key], 0.98, least=True))
+    return result
+
+
+def _claim(text: str, value: float, target: float, least: bool = False) -> dict[str, Any]:
+    return {"claim": text, "value": value, "target": target, "holds": value >= target if least else value <= target}
+
+
+def run(data: Path, size: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    """All parts, those kept from before included."""
+    case: Case | None = None
+    parts: dict[str, Any] = {}
+
+    def part(name: str, function: Callable[[Case], Any]) -> Any:
+        nonlocal case
+        file = work / f"{name}.json"
+        if not file.exists():
+            case = case or Case(data, size["train"], size["val"], size["side"])
+            file.write_text(json.dumps(function(case)))
+        parts[name] = json.loads(file.read_text())
+        print(name, json.dumps(parts[name])[:300], flush=True)
+        return parts[name]
+
+    part("double", lambda _: check_in_double(data, size))
+    ridges = part("ridge", choose_ridge)
+    ridge = ridges["trace"]["ridge"]
+    for name in FORMS:
+        part(name, lambda c, name=name: score(c, name, ridge))
+    part("last_layer_own_ridge", lambda c: score(c, "last_layer", ridges["last_layer"]["ridge"]))
+    chosen = torch.randperm(size["train"], generator=torch.Generator().manual_seed(0))[: size["refits"]].tolist()
+    plain = part("refit_0", lambda c: refit(c, ridge, chosen[0], size["steps"], False))
+    curved = part("refit_kfac", lambda c: refit(c, ridge, chosen[0], plain["steps"], True))
+    kfac = curved["converged"] and curved["seconds"] < plain["seconds"]
+    refits = [curved if kfac else plain]
+    for number, sample in enumerate(chosen[1:], 1):
+        refits.append(part(f"refit_{number}", lambda c, s=sample: refit(c, ridge, s, size["steps"], kfac)))
+    return summarize(parts, refits, size["train"])
+
+
+def main() -> None:
+    """Run all parts and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with dtd10/train")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a few images, no claims")
+    parser.add_argument("--full", action="store_true", help="for a GPU: 1000 images of 224 pixels")
+    parser.add_argument("--work", type=Path, default=Path("runs/leave_one_out"), help="where finished parts are kept")
+    parser.add_argument("--output", type=Path, help="also write the JSON there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    name = "quick" if options.quick else "full" if options.full else "default"
+    size, work = SIZES[name], options.work / name
+    work.mkdir(parents=True, exist_ok=True)
+    figures = run(options.data, size, work)
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    report = json.dumps({
+        "benchmark": "leave_one_out", "size": name, "sizes": size, "figures": figures,
+        "claims": [] if options.quick else claims(figures, size),
+        "machine": gpu or f"{cpu_name()}, one thread, shared with other programs", "date": str(datetime.date.today()),
+        "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version(),
+    })  # fmt: skip
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(report + "\n")
+    print(report)
+
+
+if __name__ == "__main__":
+    main()

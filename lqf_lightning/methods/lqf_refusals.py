@@ -1,0 +1,108 @@
+"""Options of LQF that cannot be met, told before anything is computed."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from torch.optim import Optimizer
+
+from lqf_lightning.linear import KFAC
+
+
+def refuse_options(options: Any, preconditioner: Callable[..., KFAC] | None) -> None:
+    """Check the options of `LQF` alone and against each other.
+
+    Args:
+        options: Its hyper-parameters.
+        preconditioner: Its preconditioner.
+
+    Raises:
+        ValueError: An option is out of range, or two do not go together.
+    """
+    ridge, exact = options.ridge, options.solver != "sgd"
+    if options.solver not in ("sgd", "cg", "kernel"):
+        raise ValueError(f"`solver` must be sgd, cg or kernel, got {options.solver!r}. Set method.solver=cg")
+    if isinstance(ridge, str) and ridge != "auto":
+        raise ValueError(f"`ridge` must be a number or auto, got {ridge!r}. Set method.ridge=auto")
+    if not isinstance(ridge, str) and not 0 <= ridge < math.inf:
+        raise ValueError(f"`ridge` must be at least 0 and finite, got {ridge}. Set method.ridge=1e-3")
+    if ridge == 0 and exact:
+        raise ValueError(f"solver={options.solver} needs a positive `ridge`, got {ridge}. Set method.ridge=1e-3")
+    if options.loss != "squared" and (exact or ridge == "auto"):
+        raise ValueError(
+            f"solver={options.solver} with ridge={ridge} is for the squared loss, got loss={options.loss!r}. Set "
+            "method.loss=squared, or method.solver=sgd and a number for method.ridge"
+        )
+    factors = dict(options.group_ridge or {})
+    if not all(0 < factor < math.inf for factor in factors.values()):
+        raise ValueError(f"factors must be positive and finite, got {factors}. Set method.group_ridge={{stem: 10}}")
+    _refuse_metric(options, preconditioner)
+    _refuse_acceleration(options, preconditioner)
+    _refuse_sizes(options)
+
+
+def _refuse_metric(options: Any, preconditioner: Callable[..., KFAC] | None) -> None:
+    if options.metric not in ("identity", "kfac"):
+        raise ValueError(f"`metric` must be identity or kfac, got {options.metric!r}. Set method.metric=identity")
+    if options.metric == "identity":
+        return
+    if options.solver != "cg" or options.group_ridge or preconditioner is None or options.ridge == "auto":
+        raise ValueError(
+            "metric=kfac is for solver=cg with a preconditioner, a number for `ridge` and no `group_ridge`; got "
+            f"solver={options.solver}, preconditioner={'none' if preconditioner is None else 'one'}, "
+            f"ridge={options.ridge}, group_ridge={options.group_ridge}. Set method.metric=identity"
+        )
+
+
+def _refuse_acceleration(options: Any, preconditioner: Callable[..., KFAC] | None) -> None:
+    kind = options.acceleration
+    if kind not in ("auto", "sketch", "kfac", "none"):
+        raise ValueError(
+            f"`acceleration` must be auto, sketch, kfac or none, got {kind!r}. Set method.acceleration=auto"
+        )
+    if kind == "kfac" and preconditioner is None:
+        raise ValueError("acceleration=kfac needs a preconditioner, got none. Set method/preconditioner=kfac")
+    if options.metric == "kfac" and kind not in ("auto", "kfac"):
+        raise ValueError(f"metric=kfac goes with acceleration=kfac, got {kind!r}. Set method.acceleration=kfac")
+
+
+def _refuse_sizes(options: Any) -> None:
+    if options.preconditioner_samples is not None and options.preconditioner_samples < 1:
+        raise ValueError(
+            f"`preconditioner_samples` must be null (all) or at least 1, got {options.preconditioner_samples}. "
+            "Set method.preconditioner_samples=1000"
+        )
+    for name, example in (("tolerance", "1e-3"), ("memory_gib", "4")):
+        if not 0 < options[name] < math.inf:
+            raise ValueError(f"`{name}` must be positive and finite, got {options[name]}. Set method.{name}={example}")
+
+
+def refuse_strategy(strategy: Strategy) -> None:
+    """Check how the model is distributed.
+
+    Args:
+        strategy: That of the trainer.
+
+    Raises:
+        TypeError: It divides the model itself, which forward-mode differentiation does not allow.
+    """
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise TypeError(f"lqf runs on one device or under DDP, got {type(strategy).__name__}. Set trainer.strategy=ddp")
+
+
+def refuse_weight_decay(optimizer: Optimizer) -> None:
+    """Check that the penalty is what the method says.
+
+    Args:
+        optimizer: The optimizer of the method.
+
+    Raises:
+        ValueError: It decays weights by itself.
+    """
+    decay = {group.get("weight_decay", 0) for group in optimizer.param_groups}
+    if decay != {0}:
+        raise ValueError(
+            f"lqf penalizes dw through `ridge`, before the preconditioner; got an optimizer with weight_decay {decay}. "
+            "Set method.optimizer.weight_decay=0 and method.ridge instead."
+        )

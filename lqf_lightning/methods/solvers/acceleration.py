@@ -1,0 +1,77 @@
+"""What makes conjugate gradients converge in few passes over the training samples."""
+
+import logging
+from typing import TYPE_CHECKING, Literal
+
+from lqf_lightning.linear import DualPrecondition, QuadraticProblem, current_reducer, sketch_rows
+from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, penalized_groups
+from lqf_lightning.methods.solvers.training_images import TrainingImages
+from lqf_lightning.methods.solvers.training_table import TrainingTable
+from lqf_lightning.progress import track
+
+if TYPE_CHECKING:
+    from lqf_lightning.methods.lqf import LQF
+
+Acceleration = Literal["auto", "sketch", "kfac", "none"]
+log = logging.getLogger(__name__)
+_AUTOMATIC, _LIMIT = 8_000, 20_000  # rows of the Jacobian, samples times classes
+_WIDTH = 4  # columns of the sketch per row, less where memory is short
+_NARROWEST = 1.5
+
+
+def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["sketch", "kfac", "none"]:
+    """Choose by size, and say why.
+
+    Args:
+        method: The method.
+        problem: Its problem.
+
+    Returns:
+        What is used.
+
+    Raises:
+        ValueError: A sketch is asked for, and there are too many rows.
+    """
+    rows, wanted = problem.samples * problem.outputs, method.acceleration
+    if wanted == "sketch" and rows > _LIMIT:
+        raise ValueError(
+            f"acceleration=sketch is for at most {_LIMIT} samples times classes, got {problem.samples} x "
+            f"{problem.outputs} = {rows}. Set method.acceleration=kfac"
+        )
+    if wanted != "auto":
+        return wanted
+    other: Literal["kfac", "none"] = "none" if method.preconditioner is None else "kfac"
+    if method.metric == "kfac":
+        return other
+    sketched = rows <= _AUTOMATIC and _columns(method, rows) >= _NARROWEST * rows
+    why = f"{problem.samples} samples x {problem.outputs} classes = {rows} rows, a sketch is for up to {_AUTOMATIC}"
+    log.info("conjugate gradients are accelerated by %s: %s", "a sketch" if sketched else other, why)
+    return "sketch" if sketched else other
+
+
+def sketch_inverse(method: "LQF", table: TrainingTable, problem: QuadraticProblem) -> DualPrecondition:
+    """Sketch the Jacobian of the training samples and factor what is like its kernel.
+
+    Args:
+        method: The method, attached to a trainer.
+        table: Its training samples.
+        problem: Its problem.
+
+    Returns:
+        An approximate inverse of the dual system, the same on every rank.
+    """
+    rows = sketch_rows(
+        method.linearized,
+        penalized_groups(method),
+        TrainingImages(method),
+        _columns(method, problem.samples * problem.outputs),
+        scales=kernel_scales(method),
+        index=table.own_index,
+        reducer=current_reducer(),
+        watch=lambda batches: track(batches, "sketch of the Jacobian"),
+    )
+    return DualPrecondition.of_rows(problem, rows)
+
+
+def _columns(method: "LQF", rows: int) -> int:
+    return min(_WIDTH * rows, int(method.memory_gib * 2**30 / 4 / rows))

@@ -1,0 +1,108 @@
+"""The ridge chosen by exact leave-one-out, without a validation set."""
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from lqf_lightning.linear import (
+    Kernel,
+    KernelSpectrum,
+    assemble_kernel,
+    current_reducer,
+    mean_of_ridge,
+    regularization_path,
+)
+from lqf_lightning.methods.solvers.training_images import TrainingImages
+from lqf_lightning.methods.solvers.training_table import TrainingTable
+from lqf_lightning.progress import track
+
+if TYPE_CHECKING:
+    from lqf_lightning.methods.lqf import LQF
+
+log = logging.getLogger(__name__)
+_COMBINATIONS = 2
+_LIMIT = 20_000  # rows of a kernel
+
+
+def surrogate_kernel(method: "LQF", table: TrainingTable) -> Kernel:
+    """The trace kernel by random combinations of outputs: one or two backward passes, whatever the classes.
+
+    It belongs to another model (one weight vector per output), so it may choose a ridge and rank samples, no more.
+
+    Args:
+        method: The method, attached to a trainer.
+        table: Its training samples.
+
+    Returns:
+        The kernel.
+
+    Raises:
+        ValueError: There are too many samples.
+    """
+    if len(table.label) > _LIMIT:
+        raise ValueError(
+            f"ridge=auto is for at most {_LIMIT} training samples, got {len(table.label)}. Set method.ridge to a "
+            "number, for instance one that auto has chosen with data.subset_ratio"
+        )
+    return assemble_kernel(
+        method.linearized,
+        penalized_groups(method),
+        TrainingImages(method),
+        form="trace",
+        combinations=_COMBINATIONS,
+        index=table.own_index,
+        other_index=table.own_index[:0],
+        budget=int(method.memory_gib * 2**30),
+        limit=_LIMIT,
+        reducer=current_reducer(),
+        watch=lambda items: track(items, "kernel for the ridge"),
+    ).train
+
+
+def penalized_groups(method: "LQF") -> dict[str, list[str]]:
+    """Parameter names by layer group, the intercept left out: what kernels are assembled for.
+
+    Args:
+        method: The method.
+
+    Returns:
+        The groups that have a penalized parameter.
+    """
+    penalized = method.penalty_weights()
+    members = {group: [n for n in method.backbone.groups[group] if n in penalized] for group in method.layers}
+    return {group: names for group, names in members.items() if names}
+
+
+def kernel_scales(method: "LQF") -> dict[str, float]:
+    """What the kernel of each layer group is multiplied with: one over its factor of the ridge.
+
+    Args:
+        method: The method.
+
+    Returns:
+        Scale by layer group.
+    """
+    return {group: 1.0 / method.group_ridge.get(group, 1.0) for group in penalized_groups(method)}
+
+
+def settle_ridge(method: "LQF", table: TrainingTable, kernel: Kernel | None = None) -> None:
+    """Give a method without a ridge the one of the best leave-one-out accuracy, ties broken by the squared residual.
+
+    Args:
+        method: The method, attached to a trainer.
+        table: Its training samples.
+        kernel: The exact kernel, if it is at hand; else a surrogate is assembled.
+    """
+    if not math.isnan(method.ridge):
+        return
+    kernel = surrogate_kernel(method, table) if kernel is None else kernel
+    spectrum = KernelSpectrum(table.problem(method, ridge=1.0), kernel, kernel_scales(method))
+    path = regularization_path(spectrum, watch=lambda ridges: track(ridges, "leave-one-out over ridges"))
+    chosen = path.choose(by="accuracy")
+    accuracy = math.nan if path.accuracy is None else float(path.accuracy[(path.ridges - chosen).abs().argmin()])
+    ridge = torch.tensor(mean_of_ridge(chosen, len(table.label)), dtype=torch.float64, device=method.device)
+    method.ridge = float(current_reducer().broadcast_(ridge))  # rounding may break ties differently elsewhere
+    method.path, method.path_form = path, kernel.form
+    log.info("ridge=%.4g: best leave-one-out accuracy, %.3f, by the %s kernel", method.ridge, accuracy, kernel.form)

@@ -1,0 +1,200 @@
+"""The exact optimum by conjugate gradients: one Lightning epoch is one iteration."""
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lqf_lightning.data import Batch
+from lqf_lightning.linear import (
+    CoefficientDescent,
+    ConjugateGradient,
+    CurvatureSolver,
+    DualPrecondition,
+    KroneckerMetric,
+    Metric,
+    QuadraticProblem,
+)
+from lqf_lightning.methods.solvers.acceleration import choose_acceleration, sketch_inverse
+from lqf_lightning.methods.solvers.auto_ridge import settle_ridge
+from lqf_lightning.methods.solvers.curvature_samples import fit_preconditioner
+from lqf_lightning.methods.solvers.exact_solver import ExactSolver
+from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
+from lqf_lightning.methods.solvers.sweep import PullSweep, PushSweep
+from lqf_lightning.methods.solvers.training_table import training_batches
+
+if TYPE_CHECKING:
+    from lqf_lightning.methods.lqf import LQF
+
+log = logging.getLogger(__name__)
+_DAMPING = 10.0  # times the ridge: more directions converge at the same rate than with the ridge itself
+Tensors = dict[str, Tensor]
+
+
+class ConjugateGradients(ExactSolver):
+    """Each epoch applies J to the search direction, then its transpose to the residual that follows (two sweeps).
+
+    So checkpoints, resumption, validation and logging are the ordinary ones. Logged beside them: the relative norm of
+    the gradient and the bound on the distance from the optimum that follows from it (see `Certificate`), and the
+    objective in sum form. The run stops when the first is at or below the method's `tolerance`.
+
+    Args:
+        method: The method that is trained.
+
+    Attributes:
+        descent: The iteration, from `start` on.
+    """
+
+    sweeps = 2
+
+    def __init__(self, method: "LQF") -> None:
+        super().__init__(method)
+        self.descent: ConjugateGradient
+        self._push: PushSweep
+        self._pull: PullSweep
+        self._outputs: Tensor
+        self._metric: Metric
+        self._precondition: CurvatureSolver | None = None
+        self._inverse: DualPrecondition | None = None
+        self._done = 0
+
+    def start(self) -> None:
+        """Evaluate the network, fit the preconditioner, and take the first gradient or go on from a checkpoint."""
+        super().start()
+        method = self.method
+        settle_ridge(method, self.table)
+        problem = self.table.problem(method)
+        self._accelerate(problem)
+        moved = {n: d.detach().clone() for n, d in method.linearized.deltas.items() if n != method.intercept_name}
+        self._key = problem_key(method, self.table)
+        kept, self._kept = self._kept, {}
+        if is_same_problem(kept.get("problem", {}), self._key):
+            self.descent = self._descent(problem, _zeros(moved))
+            self._resume(kept)
+        else:
+            if "problem" in kept:
+                log.warning("samples, labels or penalty have changed: conjugate gradients start anew from the weights")
+            self.descent = self._begin(problem, moved)
+        self.certificate = self.descent.certificate
+
+    def _descent(self, problem: QuadraticProblem, start: Tensors, **options: Any) -> ConjugateGradient:
+        if self._inverse is not None:
+            return CoefficientDescent(problem, start, self._inverse, metric=self._metric)
+        return ConjugateGradient(problem, start, metric=self._metric, precondition=self._precondition, **options)
+
+    def _accelerate(self, problem: QuadraticProblem) -> None:
+        method = self.method
+        kind = choose_acceleration(method, problem)
+        self._metric, self._inverse, self._precondition = Metric(method.penalty_weights()), None, None
+        if kind == "sketch":
+            self._inverse = sketch_inverse(method, self.table, problem)
+        kfac = fit_preconditioner(method, intercept=method.intercept_name) if kind == "kfac" else None
+        if kfac is None:
+            return
+        if method.metric == "kfac":
+            self._metric = KroneckerMetric(kfac, method.ridge)
+        self._precondition = self._metric.curvature_solver(kfac, problem.samples, problem.ridge, _DAMPING)
+
+    def _begin(self, problem: QuadraticProblem, moved: Tensors) -> ConjugateGradient:
+        descent = self._descent(problem, _zeros(moved))
+        descent.receive_sides(*self._whole_pull(descent, "gradient at the pre-trained weights"))
+        if not any(bool(entry.any()) for entry in moved.values()) or self._inverse is not None:
+            return descent  # a sketch acts on coefficients, which only movements from zero have
+        push = PushSweep(self.method.linearized, moved)
+        for batch in training_batches(self.method, "outputs of the present weights"):
+            push.take(batch.input)
+        image, reference = self._spread(push), descent.reference  # certificates are relative to w0
+        descent = self._descent(problem, moved, image=image, reference=reference)
+        descent.receive_sides(*self._whole_pull(descent, "gradient at the present weights"))
+        return descent
+
+    def _whole_pull(self, descent: ConjugateGradient, description: str) -> list[Tensors]:
+        pull = self._pull_sweep(descent)
+        for batch in training_batches(self.method, description):
+            pull.take(batch.input)
+        return self._summed(pull)
+
+    def _pull_sweep(self, descent: ConjugateGradient) -> PullSweep:
+        return PullSweep(self.method.linearized, *(self.table.shard.own(side) for side in descent.sides))
+
+    def _spread(self, push: PushSweep) -> Tensor:
+        return self.table.shard.spread(push.result(len(self.method.classes)))
+
+    def _summed(self, pull: PullSweep) -> list[Tensors]:
+        reducer = self.table.shard.reducer
+        return [{name: reducer.sum_(entry) for name, entry in pulled.items()} for pulled in pull.result()]
+
+    def take(self, batch: Batch, sweep: int, position: int) -> dict[str, Tensor] | None:
+        """Push the search direction through the batch, or pull the residual back through it.
+
+        Args:
+            batch: Samples of this rank, possibly none.
+            sweep: 0 to push, 1 to pull.
+            position: Number of the batch in the sweep.
+
+        Returns:
+            Loss and outputs after the step, in the second sweep.
+        """
+        method, descent, shard = self.method, self.descent, self.table.shard
+        if position == 0:
+            self._done = 0
+        rows = slice(self._done, self._done + len(batch.target))
+        self._done = rows.stop
+        self.table.check_order(batch.index, rows)
+        if sweep == 0:
+            if position == 0:
+                self._push = PushSweep(method.linearized, descent.direction)
+            self._push.take(batch.input)
+            return None
+        if position == 0:
+            descent.receive_image(self._spread(self._push))
+            self._pull = self._pull_sweep(descent)
+            self._outputs = descent.outputs[shard.positions]
+        self._pull.take(batch.input)
+        if position + 1 == self.batches_per_sweep:
+            descent.receive_sides(*self._summed(self._pull))
+            self.place(descent.movement, descent.intercept)
+            self.report(descent.certificate)
+        return method.note_training(self._outputs[rows].to(batch.input.dtype), batch.target)
+
+    def end_epoch(self) -> None:
+        """Stop when the certificate is good enough."""
+        if self.certificate is not None and self.certificate.relative_gradient <= self.method.tolerance:
+            self.method.trainer.should_stop = True
+
+    def finish(self) -> None:
+        """Say how far the optimum is, if the run ended before it was reached."""
+        reached, method = self.certificate, self.method
+        if reached is not None and reached.relative_gradient > method.tolerance and method.trainer.is_global_zero:
+            log.warning(
+                "conjugate gradients end after %d iterations with a relative gradient of %.2g, above tolerance=%.2g: "
+                "dw is within %.3g of the optimum. For more, set trainer.max_epochs higher",
+                self.descent.steps, reached.relative_gradient, method.tolerance, reached.distance_bound,
+            )  # fmt: skip
+
+    def state(self) -> dict[str, Any]:
+        """The iteration, and the problem that it belongs to.
+
+        Returns:
+            Tensors and plain values.
+        """
+        where = super().state()
+        if self.certificate is None:
+            return where
+        return where | {"descent": self.descent.state(), "image": self.descent.image, "problem": self._key}
+
+    def _resume(self, kept: Mapping[str, Any]) -> None:
+        device = self.method.device
+        moved = {
+            name: {key: entry.to(device) for key, entry in value.items()} if isinstance(value, Mapping) else value
+            for name, value in kept["descent"].items()
+        }
+        self.descent.restore(moved, kept["image"].to(device))
+        if self.descent.certificate.relative_gradient <= self.method.tolerance:
+            self.method.trainer.should_stop = True  # it had arrived
+
+
+def _zeros(tensors: Tensors) -> Tensors:
+    return {name: torch.zeros_like(entry) for name, entry in tensors.items()}

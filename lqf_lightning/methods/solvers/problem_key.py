@@ -1,0 +1,59 @@
+"""Whether a checkpoint belongs to the same linear-quadratic problem as the run that goes on from it."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lqf_lightning.methods.solvers.training_table import TrainingTable
+
+if TYPE_CHECKING:
+    from lqf_lightning.methods.lqf import LQF
+
+_ROUNDING = 1e-4  # relative, of outputs at w0 in single precision on another device
+
+
+def problem_key(method: "LQF", table: TrainingTable) -> dict[str, Any]:
+    """What a problem is made of, for `is_same_problem`.
+
+    Args:
+        method: The method, its ridge settled.
+        table: Its training samples.
+
+    Returns:
+        Tensors and plain values, for a checkpoint.
+    """
+    return {
+        "ridge": method.ridge,
+        "target_scale": method.target_scale,
+        "metric": method.metric,
+        "acceleration": method.hparams["acceleration"],
+        "weights": method.penalty_weights(),
+        "intercept": method.intercept_name,
+        "preconditioner_samples": method.preconditioner_samples if method.metric == "kfac" else None,
+        "index": table.index,
+        "label": table.label,
+        "initial": table.initial.norm(dim=1),
+    }
+
+
+def is_same_problem(kept: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Compare two problems.
+
+    Args:
+        kept: Key from a checkpoint, empty if there is none.
+        now: Key of the run.
+
+    Returns:
+        Whether they have the same samples, labels, outputs at the start and penalty.
+    """
+    return kept.keys() == now.keys() and all(_agree(kept[name], value) for name, value in now.items())
+
+
+def _agree(kept: Any, now: Any) -> bool:
+    if not isinstance(now, Tensor):
+        return bool(kept == now)
+    if kept.shape != now.shape or not now.is_floating_point():
+        return torch.equal(kept.to(now), now)
+    return bool((kept.to(now) - now).norm() <= _ROUNDING * now.norm())

@@ -1,0 +1,97 @@
+import logging
+
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+from lqf_lightning.methods.solvers import auto_ridge
+from methods.dense_lqf import ALPHA, build, flat, jacobian, outputs_at_start
+from methods.solvers.runs import Note, dense, solve
+from methods.tensors import draw
+
+SAMPLES = 24
+
+
+def left_out(rows, start, target, ridge):
+    """Outputs on each sample of the optimum without it, refitted; the last three columns of rows are the intercept."""
+    penalty = torch.ones(rows.shape[2], dtype=torch.float64)
+    penalty[-3:] = 0
+    outputs = []
+    for i in range(len(rows)):
+        keep = [j for j in range(len(rows)) if j != i]
+        own, error = rows[keep].flatten(0, 1), (target - start)[keep].flatten()
+        optimum = torch.linalg.solve(own.T @ own + ridge * torch.diag(penalty), own.T @ error)
+        outputs.append(start[i] + rows[i] @ optimum)
+    return torch.stack(outputs)
+
+
+def best_by_brute_force(ridges, seed):
+    images, label = draw(SAMPLES, seed)
+    rows, start = jacobian(images, NAMES), outputs_at_start(images)
+    target = ALPHA * one_hot(label, 3).double()
+    scores = []
+    for ridge in ridges:
+        outputs = left_out(rows, start, target, ridge)
+        right, error = (outputs.argmax(-1) == label).double().mean(), (outputs - target).square().sum()
+        scores.append((float(right), -float(error), ridge))
+    return max(scores)
+
+
+NAMES = ["conv1.weight", "bn1.weight", "bn1.bias", "conv2.weight", "bn2.weight", "bn2.bias", "fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_the_kernel_solver_takes_the_best_by_leave_one_out(seed, caplog):
+    caplog.set_level(logging.INFO, "lqf_lightning")
+    note, method = Note(), build(solver="kernel", ridge="auto")
+    solve(method, samples=SAMPLES, seed=seed, callbacks=[note])
+    accuracy, _, ridge = best_by_brute_force(method.path.ridges.tolist(), seed)
+    assert method.ridge == pytest.approx(ridge / SAMPLES, rel=1e-12)
+    assert any(f"ridge={method.ridge:.4g}" in m and f"{accuracy:.3f}" in m for m in caplog.messages)
+    assert note.rows[0]["train/ridge"] == pytest.approx(method.ridge, rel=1e-6)
+    expected = dense(method, samples=SAMPLES, seed=seed).optimum()
+    assert (flat(method.linearized.deltas) - expected).norm() < 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("solver", ["cg", "sgd"])
+def test_others_take_that_of_the_surrogate(solver, monkeypatch):
+    monkeypatch.setattr(auto_ridge, "_COMBINATIONS", None)  # all outputs: the mean of their kernels
+    method = build(solver=solver, ridge="auto", intercept=False)
+    solve(method, samples=SAMPLES, epochs=1)
+    images, label = draw(SAMPLES)
+    rows, start = jacobian(images, NAMES), outputs_at_start(images)
+    kernel = torch.einsum("icp,jcp->ij", rows, rows) / 3
+    target = ALPHA * one_hot(label, 3).double()
+    scores = []
+    for ridge in method.path.ridges.tolist():
+        inverse = torch.linalg.inv(kernel + ridge * torch.eye(SAMPLES, dtype=torch.float64))
+        outputs = target - inverse @ (target - start) / inverse.diagonal()[:, None]
+        right, error = (outputs.argmax(-1) == label).double().mean(), (outputs - target).square().sum()
+        scores.append((float(right), -float(error), ridge))
+    assert method.ridge == pytest.approx(max(scores)[2] / SAMPLES, rel=1e-9)
+
+
+def test_a_number_is_left_alone():
+    note, method = Note(), build(solver="cg", ridge=0.3)
+    solve(method, epochs=1, callbacks=[note])
+    assert method.ridge == 0.3
+    assert method.path is None
+    assert "train/ridge" not in note.rows[0]
+
+
+def test_a_resumed_run_keeps_its_choice(tmp_path, monkeypatch):
+    first = build(solver="cg", ridge="auto", tolerance=1e-9)
+    solve(first, epochs=2).save_checkpoint(tmp_path / "run.ckpt")
+    monkeypatch.setattr(auto_ridge, "surrogate_kernel", lambda *_: pytest.fail("the ridge has been chosen"))
+    second = build(solver="cg", ridge="auto", tolerance=1e-9)
+    solve(second, epochs=4, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert second.ridge == first.ridge
+    third = build(solver="cg", ridge=0.7, tolerance=1e-9)  # asked for by name
+    solve(third, epochs=4, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert third.ridge == 0.7
+
+
+def test_too_many_samples_for_a_choice_are_refused(monkeypatch):
+    monkeypatch.setattr(auto_ridge, "_LIMIT", 10)
+    with pytest.raises(ValueError, match=r"at most 10 training samples, got 11\. Set method\.ridge"):
+        solve(build(solver="cg", ridge="auto"))
