@@ -50,15 +50,22 @@ def solve(report: dict[str, Any]) -> str:
         "plain": "conjugate gradients, bias penalized",
         "deflated": "conjugate gradients, intercept eliminated",
         "kfac_expand_10": "the same with K-FAC",
+        "dual_trace": "the same with the trace kernel",
+        "sketch": "the same with a sketch",
         "sgd": "SGD with K-FAC",
     }
     body = []
     for data, figures in report["sets"].items():
         for key, text in names.items():
+            if key not in figures["runs"]:
+                continue
             run = figures["runs"][key]
-            passes = "" if run["passes_to_1e-3"] is None else str(run["passes_to_1e-3"])
+            left = run["final_relative_gradient"]
+            far = "" if left is None else f"more than {run['passes']} ({left:.1g})"
+            passes = far if run["passes_to_1e-3"] is None else str(run["passes_to_1e-3"])
             reach = [str(run["steps_to_accuracy"]), f"{run['seconds_to_accuracy']:.0f}"]
-            body.append([data, text, passes, *reach, f"{run['final_val_acc']:.3f}", f"{run['final_objective']:,.0f}"])
+            objective = "" if run["final_objective"] is None else f"{run['final_objective']:,.0f}"
+            body.append([data, text, passes, *reach, f"{run['final_val_acc']:.3f}", objective])
         tuned = figures["finetune"]
         text = "fine-tuning, search over learning rates"
         body.append([data, text, "", "", f"{tuned['seconds_search']:.0f}", f"{tuned['val_acc']:.3f}", ""])

@@ -12,6 +12,7 @@ from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import Batch
 from lqf_lightning.linear import KFAC, LinearizedModel, RegularizationPath
 from lqf_lightning.linear.kernel import KernelForm
+from lqf_lightning.methods.intercept import is_intercept
 from lqf_lightning.methods.known_groups import known_groups
 from lqf_lightning.methods.losses import LossName, choose_loss
 from lqf_lightning.methods.lqf_refusals import refuse_options, refuse_strategy, refuse_weight_decay
@@ -107,7 +108,7 @@ class LQF(Method):
         names = [name for group in self.layers for name in backbone.groups[group]]
         self.linearized = LinearizedModel(backbone.model, names, example=torch.randn(2, 3, side, side))
         bias = f"{backbone.head}.bias"
-        self.intercept_name = bias if intercept and bias in self.linearized.deltas else None
+        self.intercept_name = bias if intercept and is_intercept(self.linearized, bias, side) else None
         self.solver: Solver = make_solver(solver, self)
         self.sweeps = self.solver.sweeps
         self.automatic_optimization = self.sweeps == 0

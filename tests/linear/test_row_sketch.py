@@ -53,14 +53,14 @@ class Scaled(nn.Module):
         self.scale = nn.Parameter(torch.rand(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x * self.scale).tanh()
+        return x.sin() + x * self.scale
 
 
 def small_net() -> nn.Module:
     """One layer of every kind, fewer parameters than 40 samples have outputs, and no two of the same effect."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 2, stride=2), nn.Tanh(), nn.GroupNorm(2, 4), nn.Conv2d(4, 4, 2, groups=2), Scaled(4),
+        nn.Conv2d(1, 4, 2, stride=2), nn.Tanh(), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 4, 2, groups=2), Scaled(4),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3),
     ).double()  # fmt: skip
 
@@ -70,7 +70,7 @@ def small_net() -> nn.Module:
 def test_every_parameter_has_a_sign_and_a_column(columns: int, cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_IN_CACHE", cache)
     net, x = small_net(), draw(40, 1, 6, 6)
-    factors = {"0": 1.0, "2": 4.0, "3": 0.25, "4": 9.0, "7": 1.0}
+    factors = {"0": 1.0, "2": 4.0, "4": 0.25, "5": 9.0, "8": 1.0}
     rows = sketch(net, x, columns, scales=factors)
     assert rows.shape == (40, 3, columns)
     names = [name for name, _ in net.named_parameters()]
@@ -127,13 +127,13 @@ def test_the_batches_and_what_is_in_flight_play_no_part(
     sizes: list[int] = []
     add = module._Folder.add
     monkeypatch.setattr(module._Folder, "add", lambda self, x, out: (sizes.append(len(x)), add(self, x, out)))
-    for numbers in (1, 20_000):
+    for numbers, most in ((1, 1), (40_000, 5)):
         monkeypatch.setattr(module, "_IN_FLIGHT", numbers)
         for cache in (1, 300):
             monkeypatch.setattr(module, "_IN_CACHE", cache)
             sizes.clear()
             assert close(sketch_rows(model, groups, [x], 50), whole)
-            assert max(sizes) < 5
+            assert max(sizes) <= most
 
 
 def test_seeds_give_other_maps_and_the_same_seed_the_same(x: Tensor) -> None:

@@ -75,7 +75,7 @@ class ConjugateGradients(ExactSolver):
             self._resume(kept)
         else:
             if "problem" in kept:
-                log.warning("samples, labels or penalty have changed: conjugate gradients start anew from the weights")
+                log.warning("samples, labels, penalty or acceleration have changed: conjugate gradients start anew")
             self.descent = self._begin(problem, moved)
         self.certificate = self.descent.certificate
 

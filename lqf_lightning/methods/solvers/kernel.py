@@ -1,6 +1,7 @@
 """The exact optimum of a small set, from its kernel."""
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _LIMIT = 20_000  # rows of a kernel
+_PATH_LIMIT = 17_500  # whose eigenvectors fit in the memory that a KernelSpectrum allows itself
 
 
 class KernelSolver(ExactSolver):
@@ -81,10 +83,11 @@ class KernelSolver(ExactSolver):
         parameters = sum(delta.numel() for delta in self.method.linearized.deltas.values())
         choice = choose_representation(samples, outputs, parameters, limit=_LIMIT)
         log.info("%s: %s", choice.name, choice.reason)
-        if samples * outputs > _LIMIT:
+        limit = _PATH_LIMIT if math.isnan(self.method.ridge) else _LIMIT
+        if samples * outputs > limit:
             raise ValueError(
-                f"solver=kernel is for at most {_LIMIT} rows, got {samples} samples with {outputs} outputs = "
-                f"{samples * outputs}. Set method.solver=cg"
+                f"solver=kernel with ridge={self.method.hparams['ridge']} is for at most {limit} rows, got {samples} "
+                f"samples with {outputs} outputs = {samples * outputs}. Set method.solver=cg"
             )
 
     def _pull(self, coefficients: Tensor | None) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ class Solver:
             raise TypeError(
                 "LQF looks at training samples before the first step, through the data module's "
                 f"`fixed_train_dataloader()`, and exact solvers sweep over them (`sweeps`); got {type(data).__name__}. "
-                "Use ImageDataModule, give yours these, or set method/preconditioner=null, "
+                "Use ImageDataModule, give yours these, or set method.preconditioner=null, "
                 "method.normalize_step=false and method.solver=sgd"
             )
         return data
