@@ -3,12 +3,12 @@
 EfficientNet-Lite0 with its ImageNet weights and a random head, all layers linearized, on dtd10 (10 classes). The scores
 of all samples come from one kernel: exact, its trace (all outputs, or two random combinations of them), or that of the
 last layer; end to end, that is collecting, inner products, factorization and scores. A refit is conjugate gradients
-from zero to a relative gradient of 1e-4 with weight 0 for the sample, with or without K-FAC, whichever is faster; five
-are run, and their mean stands for all. The ridge is that of the trace kernel's best leave-one-out accuracy; the last
-layer is also judged at its own. Kernels and refits evaluate the network in different orders, so that in single
-precision they differ by activations of changed sign; a small problem in double precision tells that nothing else does.
-Time is that of the process with one thread on a CPU, so that other programs do not count, the wall clock on a GPU.
-Finished parts are kept in the work folder.
+from zero to a relative gradient of 1e-4 with weight 0 for the sample, preconditioned by a sketch that all share (plain
+and with K-FAC are run once, for comparison); five are run, and their mean stands for all. The ridge is that of the
+trace kernel's best leave-one-out accuracy; the last layer is also judged at its own. Kernels and refits evaluate the
+network in different orders, so that in single precision they differ by activations of changed sign; a small problem in
+double precision tells that nothing else does. Time is that of the process with one thread on a CPU, so that other
+programs do not count, the wall clock on a GPU. Finished parts are kept in the work folder.
 
     python benchmarks/leave_one_out.py --data DIR [--quick | --full] [--work DIR] [--output FILE]
 
@@ -34,6 +34,7 @@ from torch import Tensor
 from lqf_lightning.backbones import create_backbone
 from lqf_lightning.linear import (
     DualFactor,
+    DualPrecondition,
     Kernel,
     KernelSpectrum,
     LinearizedModel,
@@ -44,6 +45,7 @@ from lqf_lightning.linear import (
     fit_kfac,
     leave_one_out,
     regularization_path,
+    sketch_rows,
     solve_cg,
 )  # fmt: skip
 
@@ -91,6 +93,13 @@ class Case:
     def val_initial(self) -> Tensor:
         """Outputs on the validation images before training."""
         return self.val_jacobian.initial()
+
+    @cached_property
+    def sketch(self) -> tuple[Tensor, float]:
+        """A sketch of the Jacobian, and the seconds it took."""
+        start = clock(self.device)
+        rows = sketch_rows(self.model, self.groups, self.x.split(CHUNK), 4 * self.target.numel())
+        return rows, clock(self.device) - start
 
     def problem(self, ridge: float, without: int | None = None) -> QuadraticProblem:
         """The problem in sum form, with or without a sample."""
@@ -154,25 +163,29 @@ def centered_norms(kernel: Kernel) -> list[float]:
     return norms
 
 
-def refit(case: Case, ridge: float, sample: int, steps: int, kfac: bool, tolerance: float = TOLERANCE) -> Any:
-    """Train without a sample, from zero."""
+def refit(case: Case, ridge: float, sample: int, steps: int, kind: str, tolerance: float = TOLERANCE) -> Any:
+    """Train without a sample, from zero; what all refits share, a sketch of the Jacobian, is timed by itself."""
     case.initial, case.val_initial  # noqa: B018  # see above
     taken: list[float] = []
-    setup, fitted, start = 0.0, None, clock(case.device)
-    if kfac:
+    setup, chosen, start = 0.0, {}, clock(case.device)
+    if kind == "kfac":
         options: dict[str, Any] = {"form": "reduce", "cotangents": "random", "intercept": case.bias}
         damping = ridge / len(case.x)
         fitted = fit_kfac(case.model, None, case.x.split(CHUNK), damping=damping, relative_floor=0.0, **options)
+        chosen["precondition"] = lambda r: Metric().curvature_solver(fitted, len(case.x), r, 10.0)
         setup, start = clock(case.device) - start, clock(case.device)
+    if kind == "sketch":
+        rows, setup = case.sketch
+        start = clock(case.device)
+        chosen["approximate_inverse"] = lambda problem: DualPrecondition.of_rows(problem, rows)
     solution = solve_cg(
         [case.problem(ridge, sample)], case.jacobian, tolerance=tolerance, max_steps=steps, exclude=(case.bias,),
-        note=lambda descents: taken.append(descents[0].certificate.relative_gradient),
-        precondition=None if fitted is None else lambda r: Metric().curvature_solver(fitted, len(case.x), r, 10.0),
+        note=lambda descents: taken.append(descents[0].certificate.relative_gradient), **chosen,
     )[0]  # fmt: skip
     seconds = clock(case.device) - start
     outputs = case.val_initial + case.val_jacobian.push(solution.direction or {})[0] + solution.intercept
     return {
-        "sample": sample, "kfac": kfac, "seconds": seconds, "setup": setup, "steps": len(taken),
+        "sample": sample, "kind": kind, "seconds": seconds, "setup": setup, "steps": len(taken),
         "relative_gradient": taken[-1], "converged": taken[-1] <= tolerance,
         "distance_bound": solution.certificate.distance_bound,
         "residual": (case.target[sample] - solution.outputs[sample]).tolist(), "validation": outputs.tolist(),
@@ -185,7 +198,7 @@ def check_in_double(data: Path, size: Mapping[str, Any]) -> dict[str, Any]:
     kernel = assemble_kernel(case.model, case.groups, case.x.split(CHUNK)).train
     ridge = 0.1 * float(kernel.total().diagonal(dim1=-2, dim2=-1).mean())
     wanted = leave_one_out(DualFactor(case.problem(ridge), kernel)).residual
-    found = refit(case, ridge, 0, 400, False, DOUBLE_TOLERANCE)
+    found = refit(case, ridge, 0, 400, "plain", DOUBLE_TOLERANCE)
     error = relative(wanted[0], torch.tensor(found["residual"], device=case.device))
     return {"samples": len(case.x), "relative_error": error, "relative_gradient": found["relative_gradient"]}
 
@@ -225,10 +238,11 @@ def judge_refits(refits: list[dict[str, Any]], exact: Mapping[str, Any], samples
         change = float(moved.square().sum(1).mean())
         changes.append(abs(exact["function_change"][sample] - change) / change)
     return {
-        "kfac": refits[0]["kfac"], "steps": [entry["steps"] for entry in refits],
-        "converged": all(entry["converged"] for entry in refits), "seconds": seconds.tolist(),
+        "kind": refits[0]["kind"], "setup": refits[0]["setup"], "steps": [entry["steps"] for entry in refits],
+        "largest_relative_gradient": max(entry["relative_gradient"] for entry in refits), "seconds": seconds.tolist(),
         "mean_seconds": float(seconds.mean()), "spread": float((seconds.max() - seconds.min()) / seconds.mean()),
-        "deviation": float(seconds.std() / seconds.mean()), "all_samples_seconds": samples * float(seconds.mean()),
+        "deviation": float(seconds.std() / seconds.mean()),
+        "all_samples_seconds": refits[0]["setup"] + samples * float(seconds.mean()),
         "relative_errors": errors, "largest_relative_error": max(errors), "bounds_by_tolerance": bounds,
         "function_change_relative_errors": changes,
     }  # fmt: skip
@@ -240,7 +254,10 @@ def summarize(parts: Mapping[str, Any], refits: list[dict[str, Any]], samples: i
     judged = judge_refits(refits, exact, samples)
     figures: dict[str, Any] = {
         "ridge": parts["ridge"], "double": parts["double"], "refits": judged,
-        "kfac": {key: parts["refit_kfac"][key] for key in ("seconds", "setup", "steps", "relative_gradient")},
+        "slower_refits": {
+            kind: {key: parts[f"refit_{kind}"][key] for key in ("seconds", "setup", "steps", "relative_gradient")}
+            for kind in ("plain", "kfac")
+        },
         "forms": {},
     }  # fmt: skip
     for name in (*FORMS, "last_layer_own_ridge"):
@@ -258,9 +275,7 @@ def claims(figures: Mapping[str, Any], size: Mapping[str, Any]) -> list[dict[str
     forms, refits = figures["forms"], figures["refits"]
     result = [
         _claim(f"{where}: exact, n refits over it", forms["exact"]["cheaper_than_refits"], 20.0, least=True),
-        _claim(
-            f"{where}: largest relative gradient of refits is below 1e-4", float(refits["converged"]), 1.0, least=True
-        ),
+        _claim(f"{where}: largest relative gradient of the refits", refits["largest_relative_gradient"], TOLERANCE),
         _claim(f"{where}: exact residual against refits, relative error", refits["largest_relative_error"], 1e-2),
         _claim(f"n = {size['double']}, double precision: the same", figures["double"]["relative_error"], 1e-6),
     ]
@@ -301,12 +316,13 @@ def run(data: Path, size: Mapping[str, Any], work: Path) -> dict[str, Any]:
         part(name, lambda c, name=name: score(c, name, ridge))
     part("last_layer_own_ridge", lambda c: score(c, "last_layer", ridges["last_layer"]["ridge"]))
     chosen = torch.randperm(size["train"], generator=torch.Generator().manual_seed(0))[: size["refits"]].tolist()
-    plain = part("refit_0", lambda c: refit(c, ridge, chosen[0], size["steps"], False))
-    curved = part("refit_kfac", lambda c: refit(c, ridge, chosen[0], plain["steps"], True))
-    kfac = curved["converged"] and curved["seconds"] < plain["seconds"]
-    refits = [curved if kfac else plain]
-    for number, sample in enumerate(chosen[1:], 1):
-        refits.append(part(f"refit_{number}", lambda c, s=sample: refit(c, ridge, s, size["steps"], kfac)))
+    steps = size["steps"]
+    refits = [
+        part(f"refit_{number}", lambda c, s=sample: refit(c, ridge, s, steps, "sketch"))
+        for number, sample in enumerate(chosen)
+    ]
+    plain = part("refit_plain", lambda c: refit(c, ridge, chosen[0], steps, "plain"))
+    part("refit_kfac", lambda c: refit(c, ridge, chosen[0], plain["steps"], "kfac"))
     return summarize(parts, refits, size["train"])
 
 

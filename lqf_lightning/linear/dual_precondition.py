@@ -40,7 +40,10 @@ class DualPrecondition:
         flat = rows.flatten(0, 1)
         matrix = torch.empty(len(flat), len(flat), dtype=flat.dtype, device=flat.device)
         torch.mm(flat, flat.T, out=matrix)
-        return cls(problem, Kernel({"sketch": matrix.unsqueeze(0)}, rows.shape[1]))
+        # Rounding leaves eigenvalues slightly below zero, which a ridge has to outweigh; it need not be the problem's.
+        least = 4 * torch.finfo(flat.dtype).eps * float(matrix.diagonal().double().sum())
+        steady = problem.with_(ridge=max(problem.ridge, least))
+        return cls(steady, Kernel({"sketch": matrix.unsqueeze(0)}, rows.shape[1]))
 
     def __call__(self, residual: Tensor) -> Tensor:
         """Apply the inverse.

@@ -34,7 +34,7 @@ def solve_cg(
 
     They may differ in targets, weights, linear terms and ridge: several label sets, several lambdas, leave-one-out
     refits. A step costs two sweeps over the data, 6 units of work for the first problem (ordinary fine-tuning takes 3
-    per epoch) and 5 for every further one. Problems that have converged drop out.
+    per epoch) and 5 for every further one; 2 more with an approximate inverse. Problems that have converged drop out.
 
     Args:
         problems: The problems, over the samples of all ranks.

@@ -143,6 +143,16 @@ def test_seeds_give_other_maps_and_the_same_seed_the_same(x: Tensor) -> None:
     assert (first - sketch(net, x, seed=2)).norm() > 0.5 * first.norm()
 
 
+def test_layers_begin_at_random_columns(x: Tensor) -> None:
+    # Else the first columns would hold parameters of all layers, and the last ones those of large layers only.
+    places = []
+    for seed in range(8):
+        filled = sketch(build_net("residual"), x, 1000, {"bias": ["6.bias"]}, seed=seed).abs().sum((0, 1)).nonzero()
+        assert len(filled) == 3
+        places.append(tuple(filled.flatten().tolist()))
+    assert len(set(places)) == 8
+
+
 def test_frozen_parameters_and_groups_without_a_scale_are_left_out(x: Tensor) -> None:
     net, groups = build_net("residual"), {"head": ["6.weight"], "norm": ["3.bn2.weight", "3.bn2.bias"]}
     head = dense_gram(net, x, {"6.weight": 1.0})

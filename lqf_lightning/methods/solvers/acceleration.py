@@ -16,7 +16,7 @@ Acceleration = Literal["auto", "sketch", "kfac", "none"]
 log = logging.getLogger(__name__)
 _AUTOMATIC, _LIMIT = 8_000, 20_000  # rows of the Jacobian, samples times classes
 _WIDTH = 4  # columns of the sketch per row, less where memory is short
-_NARROWEST = 1.5
+_NARROWEST = 2.0
 
 
 def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["sketch", "kfac", "none"]:

@@ -66,9 +66,9 @@ class ConjugateGradients(ExactSolver):
         method = self.method
         settle_ridge(method, self.table)
         problem = self.table.problem(method)
-        self._accelerate(problem)
+        kind = self._accelerate(problem)
         moved = {n: d.detach().clone() for n, d in method.linearized.deltas.items() if n != method.intercept_name}
-        self._key = problem_key(method, self.table)
+        self._key = problem_key(method, self.table, kind)
         kept, self._kept = self._kept, {}
         if is_same_problem(kept.get("problem", {}), self._key):
             self.descent = self._descent(problem, _zeros(moved))
@@ -84,7 +84,7 @@ class ConjugateGradients(ExactSolver):
             return CoefficientDescent(problem, start, self._inverse, metric=self._metric)
         return ConjugateGradient(problem, start, metric=self._metric, precondition=self._precondition, **options)
 
-    def _accelerate(self, problem: QuadraticProblem) -> None:
+    def _accelerate(self, problem: QuadraticProblem) -> str:
         method = self.method
         kind = choose_acceleration(method, problem)
         self._metric, self._inverse, self._precondition = Metric(method.penalty_weights()), None, None
@@ -92,10 +92,11 @@ class ConjugateGradients(ExactSolver):
             self._inverse = sketch_inverse(method, self.table, problem)
         kfac = fit_preconditioner(method, intercept=method.intercept_name) if kind == "kfac" else None
         if kfac is None:
-            return
+            return kind
         if method.metric == "kfac":
             self._metric = KroneckerMetric(kfac, method.ridge)
         self._precondition = self._metric.curvature_solver(kfac, problem.samples, problem.ridge, _DAMPING)
+        return kind
 
     def _begin(self, problem: QuadraticProblem, moved: Tensors) -> ConjugateGradient:
         descent = self._descent(problem, _zeros(moved))

@@ -56,7 +56,7 @@ class KernelSolver(ExactSolver):
         super().start()
         method = self.method
         kept, self._kept, self._key = self._kept.get("problem", {}), {}, {}
-        if is_same_problem(kept, problem_key(method, self.table)):
+        if is_same_problem(kept, problem_key(method, self.table, "kernel")):
             log.info("the checkpoint holds the solution")
             self._key, method.trainer.should_stop = dict(kept), True
             return

@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-4  # relative, of outputs at w0 in single precision on another device
 
 
-def problem_key(method: "LQF", table: TrainingTable) -> dict[str, Any]:
+def problem_key(method: "LQF", table: TrainingTable, acceleration: str) -> dict[str, Any]:
     """What a problem is made of, for `is_same_problem`.
 
     Args:
         method: The method, its ridge settled.
         table: Its training samples.
+        acceleration: What preconditions the iteration.
 
     Returns:
         Tensors and plain values, for a checkpoint.
@@ -28,7 +29,7 @@ def problem_key(method: "LQF", table: TrainingTable) -> dict[str, Any]:
         "ridge": method.ridge,
         "target_scale": method.target_scale,
         "metric": method.metric,
-        "acceleration": method.hparams["acceleration"],
+        "acceleration": acceleration,
         "weights": method.penalty_weights(),
         "intercept": method.intercept_name,
         "preconditioner_samples": method.preconditioner_samples if method.metric == "kfac" else None,

@@ -4,7 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from lqf_lightning.linear import fit_kfac
+from lqf_lightning.linear import CoefficientDescent, fit_kfac
+from lqf_lightning.methods.solvers import acceleration
 from methods.dense_lqf import ALPHA, build, flat, jacobian, outputs_at_start, scatter_deltas
 from methods.solvers.runs import Note, dense, solve
 from methods.tensors import TensorData, build_trainer, draw, fit_on
@@ -192,6 +193,71 @@ def test_another_problem_is_started_anew_from_the_weights_of_the_checkpoint(opti
     assert any("have changed" in message for message in caplog.messages)
     expected = dense(method, factors=options.get("group_ridge"), **data).optimum()
     assert (flat(method.linearized.deltas) - expected).norm() < 1e-9 * expected.norm()
+
+
+def test_a_sketch_takes_few_steps_and_tells_the_truth_after_each():
+    note, method, plain = Note(), build(**TIGHT, acceleration="sketch"), build(**TIGHT, acceleration="none")
+    solve(method, callbacks=[note])
+    solve(plain)
+    assert isinstance(method.solver.descent, CoefficientDescent)
+    assert method.solver.descent.steps < plain.solver.descent.steps
+    problem = dense(method)
+    reference, optimum = problem.gradient_length(torch.zeros(len(problem.hessian)).double()), problem.optimum()
+    assert (flat(method.linearized.deltas) - optimum).norm() < 1e-8 * optimum.norm()
+    for dw, certificate in zip(note.deltas, note.certificates, strict=True):
+        gradient = problem.gradient_length(dw)
+        assert certificate.relative_gradient == pytest.approx(gradient / reference, rel=1e-6, abs=1e-12)
+        assert certificate.objective == pytest.approx(problem.objective(dw), rel=1e-9)
+        assert problem.length(dw - optimum) <= certificate.distance_bound + 1e-12 * problem.length(optimum)
+
+
+@pytest.mark.parametrize("options", [{"intercept": False}, {"group_ridge": {"stem": 10.0}}, {"layers": ["stage1"]}])
+def test_a_sketched_run_that_is_interrupted_goes_on_bit_by_bit(options, tmp_path):
+    options = TIGHT | {"acceleration": "sketch"} | options
+    whole, first, second = (build(**options) for _ in range(3))
+    solve(whole, epochs=6)
+    solve(first, epochs=2).save_checkpoint(tmp_path / "run.ckpt")
+    solve(second, epochs=6, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert torch.equal(flat(second.linearized.deltas), flat(whole.linearized.deltas))
+    assert torch.equal(second.solver.descent.coefficients, whole.solver.descent.coefficients)
+    assert second.solver.certificate == whole.solver.certificate
+
+
+@pytest.mark.parametrize("kinds", [("sketch", "none"), ("none", "sketch")])
+def test_another_acceleration_is_started_anew(kinds, tmp_path, caplog):
+    first, second = (build(**TIGHT, acceleration=kind) for kind in kinds)
+    solve(first, epochs=3).save_checkpoint(tmp_path / "run.ckpt")
+    caplog.set_level(logging.WARNING, "lqf_lightning")
+    solve(second, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert any("have changed" in message for message in caplog.messages)
+    expected = dense(second).optimum()
+    assert (flat(second.linearized.deltas) - expected).norm() < 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    ("rows", "memory_gib", "options", "chosen"),
+    [
+        (33, 24.0, {}, "a sketch"),
+        (33, 24.0, {"preconditioner": KFAC}, "a sketch"),
+        (32, 24.0, {}, "none"),
+        (32, 24.0, {"preconditioner": KFAC}, "kfac"),
+        (33, 1.49 * 4 * 33 * 33 / 2**30, {}, "none"),  # of room for 1.5 columns per row
+        (33, 1.55 * 4 * 33 * 33 / 2**30, {}, "a sketch"),
+    ],
+)
+def test_acceleration_is_chosen_by_size(rows, memory_gib, options, chosen, monkeypatch, caplog):
+    monkeypatch.setattr(acceleration, "_AUTOMATIC", rows)
+    caplog.set_level(logging.INFO, "lqf_lightning")
+    method = build(**TIGHT, **options, memory_gib=memory_gib)
+    solve(method, epochs=1)
+    assert any(f"accelerated by {chosen}: 11 samples x 3 classes = 33 rows" in text for text in caplog.messages)
+    assert isinstance(method.solver.descent, CoefficientDescent) == (chosen == "a sketch")
+
+
+def test_a_sketch_of_too_many_rows_is_refused(monkeypatch):
+    monkeypatch.setattr(acceleration, "_LIMIT", 32)
+    with pytest.raises(ValueError, match=r"at most 32 .* 11 x 3 = 33\. Set method\.acceleration=kfac"):
+        solve(build(**TIGHT, acceleration="sketch"))
 
 
 def test_images_that_are_not_finite_end_the_run():
