@@ -270,6 +270,11 @@ def passes_to(run: dict[str, Any], tolerance: float) -> int | None:
     return next((i for i, s in enumerate(run["steps"], 1) if s["relative_gradient"] <= tolerance), None)
 
 
+def seconds_to(run: dict[str, Any], tolerance: float) -> float | None:
+    """Seconds until the relative gradient is below a tolerance; None if it never was."""
+    return next((s["seconds"] for s in run["steps"] if s.get("relative_gradient", 1) <= tolerance), None)
+
+
 def reach(run: dict[str, Any], margin: float = 0.01) -> tuple[int, float]:
     """Steps and seconds until validation accuracy is within a margin of its final value."""
     final = run["steps"][-1]["val_acc"]
@@ -292,6 +297,7 @@ def summarize(parts: dict[str, Any]) -> dict[str, Any]:
         figures["runs"][name] = {
             "passes_to_1e-3": passes_to(run, LOOSE) if "relative_gradient" in run["steps"][0] else None,
             "passes_to_1e-4": passes_to(run, TIGHT) if "relative_gradient" in run["steps"][0] else None,
+            "seconds_to_1e-3": seconds_to(run, LOOSE),
             "relative_gradient_at_20": next((s.get("relative_gradient") for s in run["steps"][19:20]), None),
             "final_relative_gradient": run["steps"][-1].get("relative_gradient"), "passes": len(run["steps"]),
             "final_objective": run["steps"][-1].get("objective"), "final_val_acc": run["steps"][-1]["val_acc"],
@@ -315,11 +321,17 @@ def claims(name: str, figures: dict[str, Any]) -> list[dict[str, Any]]:
     passes = chosen["passes_to_1e-3"]
     whole = figures["ridge"]["seconds"] + chosen["seconds_to_accuracy"]
     ratio = whole / tuned["seconds_search"]
+    certified = figures["ridge"]["seconds"] + chosen["seconds_to_1e-3"] if passes else None
     above = chosen["final_objective"] / runs["sgd"]["final_objective"]
     return [
         _claim(f"{name}: passes of conjugate gradients to 1e-3 ({kind})", passes, 20),
         _claim(f"{name}: passes to within .01 of the final validation accuracy", chosen["steps_to_accuracy"], 5),
         _claim(f"{name}: time to that accuracy, ridge included, over fine-tuning with its search", ratio, 1.0),
+        _claim(
+            f"{name}: the same to the certificate of 1e-3, which needs no hindsight",
+            certified and certified / tuned["seconds_search"],
+            1.0,
+        ),
         _claim(f"{name}: final objective over that of SGD", above, 1.0),
     ]
 

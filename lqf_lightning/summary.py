@@ -18,11 +18,12 @@ def print_summary(folder: Path, metrics: dict[str, float], config: DictConfig) -
         metrics: The final metrics.
         config: The composed configuration.
     """
+    exact = "train/relative_gradient" in metrics  # tested at the certified optimum, which the last checkpoint holds
     console = Console(width=None if Console().is_terminal else 110)
     console.print(_results(metrics, config))
     console.rule("where and what next")
     # As text, without a frame: paths may hold brackets, and are there to be copied.
-    console.print(Text("\n".join(_places(folder) + _next_steps(folder))), soft_wrap=True)
+    console.print(Text("\n".join(_places(folder) + _next_steps(folder, exact))), soft_wrap=True)
 
 
 def _results(metrics: dict[str, float], config: DictConfig) -> Table:
@@ -33,6 +34,9 @@ def _results(metrics: dict[str, float], config: DictConfig) -> Table:
         if f"{stage}/acc" in metrics:
             values = (metrics.get(f"{stage}/{name}") for name in ("acc", "loss", "ece"))
             table.add_row(stage, *("" if value is None else f"{value:.4f}" for value in values))
+    if "train/relative_gradient" in metrics:
+        table.add_row(f"relative gradient {metrics['train/relative_gradient']:.2g}", "", "", "")
+        table.add_row(f"dw is within {metrics['train/distance_bound']:.3g} of the optimum", "", "", "")
     for stage in ("val", "test"):
         if f"{stage}/linear_probe_acc" in metrics:
             probe = metrics[f"{stage}/linear_probe_acc"]
@@ -49,13 +53,13 @@ def _places(folder: Path) -> list[str]:
     return lines
 
 
-def _next_steps(folder: Path) -> list[str]:
+def _next_steps(folder: Path, exact: bool) -> list[str]:
     lines = [
         "Next: your own images, a folder per class:  lqf-train data=folder data.source.root=PATH",
         "      ordinary fine-tuning for comparison:  lqf-train method=finetune",
         "      both, as a sweep with two seeds:      lqf-train -m method=finetune,lqf seed=0,1",
     ]
-    kept = [folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last")]
+    kept = [folder / "checkpoints" / f"{name}.ckpt" for name in (("last",) if exact else ("best", "last"))]
     lines += [f"      this model on the test set again:     lqf-eval checkpoint={c}" for c in kept if c.exists()][:1]
     return lines
 

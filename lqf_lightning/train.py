@@ -59,6 +59,8 @@ def train(config: DictConfig) -> dict[str, float]:
     write_metrics(folder, metrics)
     if config.test:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        if getattr(method, "sweeps", 0):
+            best = None  # an exact solver is tested at the optimum that its certificate is of, not at an earlier point
         trainer.test(method, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
         metrics |= trainer.callback_metrics
         write_metrics(folder, metrics)

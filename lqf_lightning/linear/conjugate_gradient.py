@@ -178,7 +178,7 @@ class ConjugateGradient:
         if not self._measured:
             raise RuntimeError("no gradient has been received since the last step: call `receive_gradient` before")
         norm = self._gradient_norm()
-        relative = norm / self.reference if self.reference > 0 else 0.0
+        relative = norm / self.reference if self.reference > 0 else (math.inf if norm > 0 else 0.0)
         return Certificate(relative, norm / self.problem.ridge, self.objective)
 
     def solution(self) -> Solution:

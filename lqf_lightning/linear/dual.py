@@ -9,7 +9,7 @@ from torch import Tensor
 from lqf_lightning.linear.dual_system import INDEFINITE, WORST_CONDITION, DualSystem
 from lqf_lightning.linear.kernel import Kernel
 from lqf_lightning.linear.leave_one_out import RemovalGeometry
-from lqf_lightning.linear.problem import QuadraticProblem
+from lqf_lightning.linear.problem import QuadraticProblem, mean_of_ridge
 from lqf_lightning.linear.solution import Solution
 
 _CHUNK = 2**23  # numbers in the columns that are looked at together, 64 MiB
@@ -55,7 +55,7 @@ class DualFactor:
         budget: int = 12 * 2**30,
     ) -> None:
         self.system = DualSystem(problem, kernel, scales, copies=_COPIES, budget=budget)
-        self.lower = _factor(self.system.weighted(), problem.ridge)
+        self.lower = _factor(self.system.weighted(), problem.ridge, problem.samples)
 
     @property
     def problem(self) -> QuadraticProblem:
@@ -101,10 +101,12 @@ class DualFactor:
         return result, intercept
 
     def solution(self) -> Solution:
-        """The optimum.
+        """The optimum for the kernel as it is stored.
 
         Returns:
-            Coefficients, predictions, and a certificate computed from what is left of the gradient.
+            Coefficients, predictions, and a certificate computed from what is left of the gradient by this kernel. What
+            its assembly has rounded is not in it: for a certificate of the model itself, precondition conjugate
+            gradients with the factor (`DualPrecondition`).
         """
         system, kernel = self.system, self.system.kernel
         linear = kernel.split(self.problem.linear_terms) / self.problem.ridge
@@ -185,13 +187,14 @@ def _grams(columns: Tensor, coupled: int) -> Tensor:
     return own @ own.mT
 
 
-def _factor(matrix: Tensor, ridge: float) -> Tensor:
+def _factor(matrix: Tensor, ridge: float, samples: int) -> Tensor:
     top = _largest_eigenvalue(matrix)
     if (top + ridge) / ridge > WORST_CONDITION:
         raise ValueError(
-            f"the ridge {ridge:.3g} is too small beside the kernel's largest eigenvalue {top:.3g}: the condition is "
-            f"{(top + ridge) / ridge:.1e}, double precision allows {WORST_CONDITION:.0e}. "
-            f"Set method.ridge={1.1 * top / WORST_CONDITION:.2g} or more"
+            f"the ridge {ridge:.3g} (sum form) is too small beside the kernel's largest eigenvalue {top:.3g}: the "
+            f"condition is {(top + ridge) / ridge:.1e}, double precision allows {WORST_CONDITION:.0e}. "
+            f"Take {1.1 * top / WORST_CONDITION:.2g} or more, that is, set method.ridge="
+            f"{mean_of_ridge(1.1 * top / WORST_CONDITION, samples):.2g}"
         )
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     if ridge > INDEFINITE * top > 0:  # a ridge that hides negative eigenvalues does not make them right
@@ -208,7 +211,8 @@ def _factor(matrix: Tensor, ridge: float) -> Tensor:
     if bool(info.any()):
         raise ValueError(
             f"the kernel has an eigenvalue below {-ridge:.3g}, its largest is {top:.3g}: rounding in its assembly "
-            f"exceeds the ridge. Assemble it in double precision, or set method.ridge={INDEFINITE * top:.2g}"
+            f"exceeds the ridge. Assemble it in double precision (trainer.precision=64-true), or set method.ridge="
+            f"{mean_of_ridge(INDEFINITE * top, samples):.2g}"
         )
     return lower
 

@@ -12,7 +12,7 @@ from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import Batch
 from lqf_lightning.linear import KFAC, LinearizedModel, RegularizationPath
 from lqf_lightning.linear.kernel import KernelForm
-from lqf_lightning.methods.intercept import is_intercept
+from lqf_lightning.methods.intercept import is_intercept, tell_missing_intercept
 from lqf_lightning.methods.known_groups import known_groups
 from lqf_lightning.methods.losses import LossName, choose_loss
 from lqf_lightning.methods.lqf_refusals import refuse_options, refuse_strategy, refuse_weight_decay
@@ -109,9 +109,9 @@ class LQF(Method):
         self.linearized = LinearizedModel(backbone.model, names, example=torch.randn(2, 3, side, side))
         bias = f"{backbone.head}.bias"
         self.intercept_name = bias if intercept and is_intercept(self.linearized, bias, side) else None
+        tell_missing_intercept(intercept, self.intercept_name, bias)
         self.solver: Solver = make_solver(solver, self)
-        self.sweeps = self.solver.sweeps
-        self.automatic_optimization = self.sweeps == 0
+        self.sweeps, self.automatic_optimization = self.solver.sweeps, self.solver.sweeps == 0
         self._stored_solver: str | None = None  # that of the checkpoint which a fit goes on from
 
     def forward(self, images: Tensor) -> Tensor:

@@ -4,10 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lightning import Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from torch.optim import Optimizer
 
 from lqf_lightning.linear import KFAC
+
+_PRECISIONS = ("32-true", "64-true")
+_FINEST = 1e-6  # relative gradient that rounding allows in the first
 
 
 def refuse_options(options: Any, preconditioner: Callable[..., KFAC] | None) -> None:
@@ -76,6 +80,41 @@ def _refuse_sizes(options: Any) -> None:
     for name, example in (("tolerance", "1e-3"), ("memory_gib", "4")):
         if not 0 < options[name] < math.inf:
             raise ValueError(f"`{name}` must be positive and finite, got {options[name]}. Set method.{name}={example}")
+
+
+def refuse_trainer(trainer: Trainer, solver: str, tolerance: float, double: bool) -> None:
+    """Check that a trainer goes through all samples, in a precision that a certificate means something in.
+
+    Args:
+        trainer: The trainer.
+        solver: Name of the solver.
+        tolerance: Relative gradient that is to be reached.
+        double: Whether the weights are in double precision already.
+
+    Raises:
+        ValueError: It does not.
+    """
+    limit = trainer.limit_train_batches
+    if isinstance(limit, int) or limit != 1.0:  # 1 is one batch, 1.0 all
+        raise ValueError(
+            f"solver={solver} goes through all training samples, but the trainer takes limit_train_batches={limit}. "
+            "Set trainer.limit_train_batches=1.0, without trainer.overfit_batches and trainer.fast_dev_run; for fewer "
+            "samples, set data.subset_ratio"
+        )
+    if trainer.precision not in _PRECISIONS:
+        raise ValueError(
+            f"solver={solver} certifies its result, which takes one of the precisions {_PRECISIONS}, got "
+            f"{trainer.precision!r}. Set trainer.precision=32-true"
+        )
+    if tolerance < _FINEST and not double and trainer.precision == "32-true":
+        raise ValueError(
+            f"tolerance={tolerance} is beyond what single precision can certify, about {_FINEST:.0e}. Set "
+            "trainer.precision=64-true, or method.tolerance=1e-6"
+        )
+    if solver == "kernel" and (trainer.min_epochs or 1) > 1:
+        raise ValueError(
+            f"solver=kernel takes one epoch, got min_epochs={trainer.min_epochs}. Set trainer.min_epochs=1"
+        )
 
 
 def refuse_strategy(strategy: Strategy) -> None:

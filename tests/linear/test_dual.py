@@ -180,9 +180,12 @@ def test_single_precision_parts_are_solved_in_double():
 
 def test_a_ridge_beyond_double_precision_names_one_that_would_do():
     toy = make_toy(ridge=1e-12)
-    with pytest.raises(ValueError, match=r"condition is .*e\+\d+.*Set method\.ridge=") as caught:
+    with pytest.raises(ValueError, match=r"condition is .*e\+\d+.*set method\.ridge=") as caught:
         factor(toy)
-    ridge = float(str(caught.value).split("method.ridge=")[1].split()[0])
+    message = str(caught.value)
+    ridge = float(message.split("Take ")[1].split()[0])
+    mean = float(message.split("method.ridge=")[1].split()[0])
+    assert mean == pytest.approx(ridge / toy.problem.samples, rel=0.05)  # two digits are printed
     assert near(
         DualFactor(toy.problem.with_(ridge=ridge), toy.kernel, SCALES).solution().outputs, toy.problem.target, 1e-6
     )
@@ -192,8 +195,10 @@ def test_a_ridge_beyond_double_precision_names_one_that_would_do():
 def test_negative_eigenvalues_are_refused_whatever_the_ridge(ridge):
     problem = QuadraticProblem(torch.zeros(3, 1), torch.ones(3, 1), ridge)
     matrix = torch.diag(torch.tensor([1.0, 1.0, -1e-4], dtype=torch.float64))
-    with pytest.raises(ValueError, match="has an eigenvalue below -1e-0"):
+    with pytest.raises(ValueError, match="has an eigenvalue below -1e-0") as caught:
         DualFactor(problem, Kernel({"all": matrix[None]}, 1))
+    if ridge < 1e-6:  # 1e-6, divided by three samples
+        assert "set method.ridge=3.3e-07" in str(caught.value)
 
 
 def test_rounding_below_zero_is_accepted():

@@ -1,9 +1,12 @@
+import logging
+
 import pytest
 import torch
 from torch import nn
 
 from lqf_lightning.linear import LinearizedModel
 from lqf_lightning.methods.intercept import is_intercept
+from methods.dense_lqf import build
 
 
 def network(*behind: nn.Module) -> LinearizedModel:
@@ -24,3 +27,13 @@ def network(*behind: nn.Module) -> LinearizedModel:
 )
 def test_only_a_bias_that_shifts_all_outputs_is_the_intercept(behind, bias, expected):
     assert is_intercept(network(*behind), bias, 2) is expected
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"), [({"layers": ["stage1"]}, True), ({"layers": ["stage1"], "intercept": False}, False), ({}, False)]
+)
+def test_an_intercept_that_is_asked_for_and_not_there_is_warned_of(options, warned, caplog):
+    caplog.set_level(logging.WARNING, "lqf_lightning")
+    build(**options)
+    expected = ["there is no intercept: fc.bias is not linearized, or does not shift all outputs alike"]
+    assert caplog.messages == (expected if warned else [])

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 Acceleration = Literal["auto", "sketch", "kfac", "none"]
 log = logging.getLogger(__name__)
-_AUTOMATIC, _LIMIT = 8_000, 20_000  # rows of the Jacobian, samples times classes
+_AUTOMATIC, SKETCH_LIMIT = 8_000, 20_000  # rows of the Jacobian, samples times classes
 _WIDTH = 4  # columns of the sketch per row, less where memory is short
 _NARROWEST = 2.0
+_COPIES = 3  # of the sketch, while ranks exchange it
 
 
 def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["sketch", "kfac", "none"]:
@@ -30,21 +31,24 @@ def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["sk
         What is used.
 
     Raises:
-        ValueError: A sketch is asked for, and there are too many rows.
+        ValueError: A sketch is asked for, and there is too little memory for it.
     """
     rows, wanted = problem.samples * problem.outputs, method.acceleration
-    if wanted == "sketch" and rows > _LIMIT:
+    wide = _columns(method, rows) >= _NARROWEST * rows
+    needed = _COPIES * 4 * _NARROWEST * rows**2 / 2**30
+    if wanted == "sketch" and not wide:
         raise ValueError(
-            f"acceleration=sketch is for at most {_LIMIT} samples times classes, got {problem.samples} x "
-            f"{problem.outputs} = {rows}. Set method.acceleration=kfac"
+            f"a sketch of {rows} rows needs {needed:.2g} GiB, memory_gib={method.memory_gib}. Set method.memory_gib="
+            f"{1.01 * needed:.2g}, or method.acceleration=kfac"
         )
     if wanted != "auto":
         return wanted
     other: Literal["kfac", "none"] = "none" if method.preconditioner is None else "kfac"
     if method.metric == "kfac":
         return other
-    sketched = rows <= _AUTOMATIC and _columns(method, rows) >= _NARROWEST * rows
+    sketched = rows <= _AUTOMATIC and wide
     why = f"{problem.samples} samples x {problem.outputs} classes = {rows} rows, a sketch is for up to {_AUTOMATIC}"
+    why += "" if wide else f", and takes {needed:.2g} GiB, more than method.memory_gib={method.memory_gib}"
     log.info("conjugate gradients are accelerated by %s: %s", "a sketch" if sketched else other, why)
     return "sketch" if sketched else other
 
@@ -74,4 +78,4 @@ def sketch_inverse(method: "LQF", table: TrainingTable, problem: QuadraticProble
 
 
 def _columns(method: "LQF", rows: int) -> int:
-    return min(_WIDTH * rows, int(method.memory_gib * 2**30 / 4 / rows))
+    return min(_WIDTH * rows, int(method.memory_gib * 2**30 / 4 / _COPIES / rows))

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from lqf_lightning.linear import (
     Kernel,
     KernelSpectrum,
+    RegularizationPath,
     assemble_kernel,
     current_reducer,
     mean_of_ridge,
@@ -87,22 +89,37 @@ def kernel_scales(method: "LQF") -> dict[str, float]:
     return {group: 1.0 / method.group_ridge.get(group, 1.0) for group in penalized_groups(method)}
 
 
-def settle_ridge(method: "LQF", table: TrainingTable, kernel: Kernel | None = None) -> None:
+def settle_ridge(
+    method: "LQF", table: TrainingTable, kernel: Kernel | None = None, scales: Mapping[str, float] | None = None
+) -> None:
     """Give a method without a ridge the one of the best leave-one-out accuracy, ties broken by the squared residual.
 
     Args:
         method: The method, attached to a trainer.
         table: Its training samples.
         kernel: The exact kernel, if it is at hand; else a surrogate is assembled.
+        scales: What its groups are multiplied with.
     """
     if not math.isnan(method.ridge):
         return
     kernel = surrogate_kernel(method, table) if kernel is None else kernel
-    spectrum = KernelSpectrum(table.problem(method, ridge=1.0), kernel, kernel_scales(method))
+    spectrum = KernelSpectrum(table.problem(method, ridge=1.0), kernel, scales or kernel_scales(method))
     path = regularization_path(spectrum, watch=lambda ridges: track(ridges, "leave-one-out over ridges"))
     chosen = path.choose(by="accuracy")
     accuracy = math.nan if path.accuracy is None else float(path.accuracy[(path.ridges - chosen).abs().argmin()])
     ridge = torch.tensor(mean_of_ridge(chosen, len(table.label)), dtype=torch.float64, device=method.device)
     method.ridge = float(current_reducer().broadcast_(ridge))  # rounding may break ties differently elsewhere
     method.path, method.path_form = path, kernel.form
-    log.info("ridge=%.4g: best leave-one-out accuracy, %.3f, by the %s kernel", method.ridge, accuracy, kernel.form)
+    _tell(method, table, path, accuracy)
+
+
+def _tell(method: "LQF", table: TrainingTable, path: RegularizationPath, accuracy: float) -> None:
+    kind = "the exact kernel" if method.path_form == "full" else "the trace kernel, a surrogate"
+    tie = path.accuracy is not None and bool((path.accuracy == path.accuracy[0]).all())
+    how = "the squared residual, as all leave-one-out accuracies are" if tie else "leave-one-out accuracy,"
+    log.info("ridge=%.4g: chosen by %s %.3f, by %s", method.ridge, how, accuracy, kind)
+    ends = (float(path.ridges.min()), float(path.ridges.max()))
+    if min(abs(math.log(method.ridge * len(table.label) / end)) for end in ends) < 0.01:
+        log.warning("the chosen ridge is at the end of those that were compared: set method.ridge to look further")
+    if int(torch.bincount(table.label, minlength=len(method.classes)).min()) < 2:
+        log.warning("a class has a single training image, which leave-one-out cannot predict: ridge=auto is unreliable")

@@ -17,13 +17,12 @@ from lqf_lightning.linear import (
     Metric,
     QuadraticProblem,
 )
-from lqf_lightning.methods.solvers.acceleration import choose_acceleration, sketch_inverse
+from lqf_lightning.methods.solvers.acceleration import SKETCH_LIMIT, choose_acceleration, sketch_inverse
 from lqf_lightning.methods.solvers.auto_ridge import settle_ridge
 from lqf_lightning.methods.solvers.curvature_samples import fit_preconditioner
 from lqf_lightning.methods.solvers.exact_solver import ExactSolver
 from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
 from lqf_lightning.methods.solvers.sweep import PullSweep, PushSweep
-from lqf_lightning.methods.solvers.training_table import training_batches
 
 if TYPE_CHECKING:
     from lqf_lightning.methods.lqf import LQF
@@ -68,7 +67,7 @@ class ConjugateGradients(ExactSolver):
         problem = self.table.problem(method)
         kind = self._accelerate(problem)
         moved = {n: d.detach().clone() for n, d in method.linearized.deltas.items() if n != method.intercept_name}
-        self._key = problem_key(method, self.table, kind)
+        self._key = problem_key(method, self.table, kind, self._metric)
         kept, self._kept = self._kept, {}
         if is_same_problem(kept.get("problem", {}), self._key):
             self.descent = self._descent(problem, _zeros(moved))
@@ -78,6 +77,11 @@ class ConjugateGradients(ExactSolver):
                 log.warning("samples, labels, penalty or acceleration have changed: conjugate gradients start anew")
             self.descent = self._begin(problem, moved)
         self.certificate = self.descent.certificate
+
+    @property
+    def most_rows(self) -> int | None:
+        """Most samples times classes that can be sketched, if a sketch is asked for."""
+        return SKETCH_LIMIT if self.method.acceleration == "sketch" else None
 
     def _descent(self, problem: QuadraticProblem, start: Tensors, **options: Any) -> ConjugateGradient:
         if self._inverse is not None:
@@ -100,32 +104,17 @@ class ConjugateGradients(ExactSolver):
 
     def _begin(self, problem: QuadraticProblem, moved: Tensors) -> ConjugateGradient:
         descent = self._descent(problem, _zeros(moved))
-        descent.receive_sides(*self._whole_pull(descent, "gradient at the pre-trained weights"))
-        if not any(bool(entry.any()) for entry in moved.values()) or self._inverse is not None:
-            return descent  # a sketch acts on coefficients, which only movements from zero have
-        push = PushSweep(self.method.linearized, moved)
-        for batch in training_batches(self.method, "outputs of the present weights"):
-            push.take(batch.input)
-        image, reference = self._spread(push), descent.reference  # certificates are relative to w0
+        descent.receive_sides(*self.whole_pull(descent, "gradient at the pre-trained weights"))
+        if not any(bool(entry.any()) for entry in moved.values()):
+            return descent
+        if self._inverse is not None:  # it acts on coefficients, which only movements from zero have
+            log.warning("with a sketch, conjugate gradients start at the pre-trained weights; dw is dropped")
+            return descent
+        image = self.whole_push(moved, "outputs of the present weights")
+        reference = descent.reference  # certificates are relative to w0
         descent = self._descent(problem, moved, image=image, reference=reference)
-        descent.receive_sides(*self._whole_pull(descent, "gradient at the present weights"))
+        descent.receive_sides(*self.whole_pull(descent, "gradient at the present weights"))
         return descent
-
-    def _whole_pull(self, descent: ConjugateGradient, description: str) -> list[Tensors]:
-        pull = self._pull_sweep(descent)
-        for batch in training_batches(self.method, description):
-            pull.take(batch.input)
-        return self._summed(pull)
-
-    def _pull_sweep(self, descent: ConjugateGradient) -> PullSweep:
-        return PullSweep(self.method.linearized, *(self.table.shard.own(side) for side in descent.sides))
-
-    def _spread(self, push: PushSweep) -> Tensor:
-        return self.table.shard.spread(push.result(len(self.method.classes)))
-
-    def _summed(self, pull: PullSweep) -> list[Tensors]:
-        reducer = self.table.shard.reducer
-        return [{name: reducer.sum_(entry) for name, entry in pulled.items()} for pulled in pull.result()]
 
     def take(self, batch: Batch, sweep: int, position: int) -> dict[str, Tensor] | None:
         """Push the search direction through the batch, or pull the residual back through it.
@@ -150,12 +139,12 @@ class ConjugateGradients(ExactSolver):
             self._push.take(batch.input)
             return None
         if position == 0:
-            descent.receive_image(self._spread(self._push))
-            self._pull = self._pull_sweep(descent)
+            descent.receive_image(self.spread(self._push))
+            self._pull = self.pull_sweep(descent)
             self._outputs = descent.outputs[shard.positions]
         self._pull.take(batch.input)
         if position + 1 == self.batches_per_sweep:
-            descent.receive_sides(*self._summed(self._pull))
+            descent.receive_sides(*self.summed(self._pull))
             self.place(descent.movement, descent.intercept)
             self.report(descent.certificate)
         return method.note_training(self._outputs[rows].to(batch.input.dtype), batch.target)
@@ -164,16 +153,6 @@ class ConjugateGradients(ExactSolver):
         """Stop when the certificate is good enough."""
         if self.certificate is not None and self.certificate.relative_gradient <= self.method.tolerance:
             self.method.trainer.should_stop = True
-
-    def finish(self) -> None:
-        """Say how far the optimum is, if the run ended before it was reached."""
-        reached, method = self.certificate, self.method
-        if reached is not None and reached.relative_gradient > method.tolerance and method.trainer.is_global_zero:
-            log.warning(
-                "conjugate gradients end after %d iterations with a relative gradient of %.2g, above tolerance=%.2g: "
-                "dw is within %.3g of the optimum. For more, set trainer.max_epochs higher",
-                self.descent.steps, reached.relative_gradient, method.tolerance, reached.distance_bound,
-            )  # fmt: skip
 
     def state(self) -> dict[str, Any]:
         """The iteration, and the problem that it belongs to.

@@ -1,5 +1,7 @@
 """What solvers that sweep over fixed training samples have in common."""
 
+import logging
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -8,21 +10,20 @@ import torch
 from torch import Tensor
 
 from lqf_lightning.data import Batch
-from lqf_lightning.linear import Certificate
+from lqf_lightning.linear import Certificate, ConjugateGradient, Metric
+from lqf_lightning.methods.lqf_refusals import refuse_trainer
 from lqf_lightning.methods.solvers.solver import Solver
-from lqf_lightning.methods.solvers.training_table import TrainingTable
+from lqf_lightning.methods.solvers.sweep import PullSweep, PushSweep
+from lqf_lightning.methods.solvers.training_table import TrainingTable, training_batches
 
 if TYPE_CHECKING:
     from lqf_lightning.methods.lqf import LQF
 
-_PRECISIONS = ("32-true", "64-true")
+log = logging.getLogger(__name__)
 
 
 class ExactSolver(Solver):
     """Sweeps instead of ordinary epochs, one step of the optimizer each, and a certificate that is logged.
-
-    Args:
-        method: The method that is trained.
 
     Attributes:
         table: The training samples, from `start` on.
@@ -38,26 +39,31 @@ class ExactSolver(Solver):
         self._kept: Mapping[str, Any] = {}
         self._next = 0
 
+    @property
+    def most_rows(self) -> int | None:
+        """Most samples times classes that the solver is for; None if there is no limit."""
+        return None
+
     def check(self) -> None:
-        """Refuse a trainer that leaves samples out or rounds products.
+        """Refuse a trainer that leaves samples out or rounds products, and a problem that is too large.
 
         Raises:
-            ValueError: It does.
+            ValueError: It is.
         """
-        self.data_module()
-        trainer = self.method.trainer
-        limit = trainer.limit_train_batches
-        if isinstance(limit, int) or limit != 1.0:  # 1 is one batch, 1.0 all
+        method, name = self.method, self.method.hparams["solver"]
+        double = next(method.parameters()).dtype == torch.float64
+        refuse_trainer(method.trainer, name, method.tolerance, double)
+        data = self.data_module()
+        samples, limit = len(data.fixed_train_dataloader().dataset), self.most_rows
+        if limit is not None and samples * len(method.classes) > limit:
             raise ValueError(
-                f"solver={self.method.hparams['solver']} goes through all training samples, but the trainer takes "
-                f"limit_train_batches={limit}. Set trainer.limit_train_batches=1.0, without "
-                "trainer.overfit_batches and trainer.fast_dev_run; for fewer samples, set data.subset_ratio"
+                f"solver={name} with ridge={method.hparams['ridge']} and acceleration={method.acceleration} is for at "
+                f"most {limit} samples times classes, got {samples} x {len(method.classes)} = "
+                f"{samples * len(method.classes)}. Set method.solver=cg, method.acceleration=auto and a number for "
+                "method.ridge"
             )
-        if trainer.precision not in _PRECISIONS:
-            raise ValueError(
-                f"solver={self.method.hparams['solver']} certifies its result, which takes one of the precisions "
-                f"{_PRECISIONS}, got {trainer.precision!r}. Set trainer.precision=32-true"
-            )
+        if getattr(getattr(data, "training_transform", None), "random", False):
+            log.info("solver=%s sees training images as they are evaluated: data.augmentation plays no part", name)
 
     def start(self) -> None:
         """Collect the training samples.
@@ -123,6 +129,92 @@ class ExactSolver(Solver):
         """
         self._kept = state
 
+    def whole_push(self, direction: Mapping[str, Tensor], description: str) -> Tensor:
+        """Apply J in one sweep of its own.
+
+        Args:
+            direction: By parameter name.
+            description: For the progress bar.
+
+        Returns:
+            Rows of all samples (n, C).
+        """
+        push = PushSweep(self.method.linearized, direction)
+        for batch in training_batches(self.method, description):
+            push.take(batch.input)
+        return self.spread(push)
+
+    def whole_pull(self, descent: ConjugateGradient, description: str) -> list[dict[str, Tensor]]:
+        """Apply the transpose of J to the sides of a descent, in one sweep of its own.
+
+        Args:
+            descent: Has the sides.
+            description: For the progress bar.
+
+        Returns:
+            By parameter name, for each side.
+        """
+        pull = self.pull_sweep(descent)
+        for batch in training_batches(self.method, description):
+            pull.take(batch.input)
+        return self.summed(pull)
+
+    def pull_sweep(self, descent: ConjugateGradient) -> PullSweep:
+        """Begin a sweep over this rank's samples.
+
+        Args:
+            descent: Has the sides.
+
+        Returns:
+            The sweep.
+        """
+        return PullSweep(self.method.linearized, *(self.table.shard.own(side) for side in descent.sides))
+
+    def spread(self, push: PushSweep) -> Tensor:
+        """Bring the rows of all ranks together.
+
+        Args:
+            push: A finished sweep.
+
+        Returns:
+            Rows of all samples (n, C).
+        """
+        return self.table.shard.spread(push.result(len(self.method.classes)))
+
+    def summed(self, pull: PullSweep) -> list[dict[str, Tensor]]:
+        """Add up what all ranks have pulled.
+
+        Args:
+            pull: A finished sweep.
+
+        Returns:
+            By parameter name, one for each side.
+        """
+        reducer = self.table.shard.reducer
+        return [{name: reducer.sum_(entry) for name, entry in pulled.items()} for pulled in pull.result()]
+
+    def finish(self) -> None:
+        """Say how far the optimum is, and whether that means anything."""
+        reached, method = self.certificate, self.method
+        if reached is None or not method.trainer.is_global_zero:
+            return
+        weights = method.penalty_weights()
+        moved = {name: delta.detach() for name, delta in method.linearized.deltas.items() if name in weights}
+        length = math.sqrt(Metric(weights).squared_norm(moved))
+        where = (
+            f"a relative gradient of {reached.relative_gradient:.2g}: dw is within {reached.distance_bound:.3g} of the"
+        )
+        where += f" optimum, its own length is {length:.3g}"
+        if reached.relative_gradient > method.tolerance:
+            log.warning("stopped above tolerance=%.2g, at %s. Set trainer.max_epochs higher", method.tolerance, where)
+        elif method.metric == "identity" and reached.distance_bound > length:
+            log.warning(
+                "arrived at %s. At this small a ridge (%.2g) the bound says nothing: set method.tolerance lower, or "
+                "method.ridge higher", where, method.ridge,
+            )  # fmt: skip
+        else:
+            log.info("arrived at %s", where)
+
     def place(self, movement: Mapping[str, Tensor], intercept: Tensor) -> None:
         """Write a solution to dw, as one step of the method's optimizer, so that Lightning counts it.
 
@@ -150,7 +242,7 @@ class ExactSolver(Solver):
             certificate: That of the solution in dw, the same on every rank.
         """
         self.certificate = certificate
-        # Equal on all ranks: the mean over them changes nothing, and silences Lightning's advice.
+        # Equal on all ranks: sync_dist changes nothing, and silences Lightning's advice.
         note = partial(self.method.log, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
         note("train/relative_gradient", certificate.relative_gradient, prog_bar=True)
         note("train/distance_bound", certificate.distance_bound)

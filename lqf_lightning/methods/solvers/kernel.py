@@ -1,7 +1,6 @@
 """The exact optimum of a small set, from its kernel."""
 
 import logging
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,19 +8,20 @@ from torch import Tensor
 
 from lqf_lightning.data import Batch
 from lqf_lightning.linear import (
+    CoefficientDescent,
     DualFactor,
-    Solution,
+    DualPrecondition,
+    Metric,
+    QuadraticProblem,
     assemble_kernel,
     choose_representation,
     current_reducer,
 )
-from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, penalized_groups, settle_ridge
+from lqf_lightning.methods.solvers.auto_ridge import penalized_groups, settle_ridge
 from lqf_lightning.methods.solvers.exact_solver import ExactSolver
 from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
-from lqf_lightning.methods.solvers.sweep import PullSweep
 from lqf_lightning.methods.solvers.tensor_folder import TensorFolder
 from lqf_lightning.methods.solvers.training_images import TrainingImages
-from lqf_lightning.methods.solvers.training_table import training_batches
 from lqf_lightning.progress import track
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _LIMIT = 20_000  # rows of a kernel
+_STEPS, _ENOUGH = 4, 1e-6  # steps that make up for the kernel's rounding, and the relative gradient that will do
 _PATH_LIMIT = 17_500  # whose eigenvectors fit in the memory that a KernelSpectrum allows itself
 
 
@@ -41,14 +42,14 @@ class KernelSolver(ExactSolver):
         method: The method that is trained.
 
     Attributes:
-        factor: The solved system, None before `start`.
+        factor: The solved system of the stored kernel, None before `start`.
+        descent: Solution and certificate, from the model itself.
     """
 
     def __init__(self, method: "LQF") -> None:
         super().__init__(method)
         self.factor: DualFactor | None = None
-        self._solution: Solution
-        self._movement: dict[str, Tensor]
+        self.descent: CoefficientDescent
         self._key: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -56,14 +57,15 @@ class KernelSolver(ExactSolver):
         super().start()
         method = self.method
         kept, self._kept, self._key = self._kept.get("problem", {}), {}, {}
-        if is_same_problem(kept, problem_key(method, self.table, "kernel")):
+        if is_same_problem(kept, self._problem_key()):
             log.info("the checkpoint holds the solution")
             self._key, method.trainer.should_stop = dict(kept), True
             return
-        self._refuse_size()
+        groups, scales = _merged(method)
+        self._tell_size(len(groups))
         kernel = assemble_kernel(
             method.linearized,
-            penalized_groups(method),
+            groups,
             TrainingImages(method),
             index=self.table.own_index,
             other_index=self.table.own_index[:0],
@@ -73,33 +75,35 @@ class KernelSolver(ExactSolver):
             store=TensorFolder(method.kernel_folder) if method.kernel_folder else None,
             watch=lambda items: track(items, "kernel"),
         ).train
-        settle_ridge(method, self.table, kernel)
-        self.factor = DualFactor(self.table.problem(method), kernel, kernel_scales(method))
-        self._solution = self.factor.solution()
-        self._movement = self._pull(self._solution.coefficients)
+        settle_ridge(method, self.table, kernel, scales)
+        problem = self.table.problem(method)
+        inverse = DualPrecondition(problem, kernel, scales)
+        self.factor = inverse.factor
+        self.descent = self._descend(problem, inverse)
 
-    def _refuse_size(self) -> None:
+    def _descend(self, problem: QuadraticProblem, inverse: DualPrecondition) -> CoefficientDescent:
+        # The kernel is rounded. With the factor as a preconditioner a step or two of conjugate gradients reach the
+        # optimum of the model itself, and its true gradient is known.
+        weights = self.method.penalty_weights()
+        start = {name: torch.zeros_like(self.method.linearized.deltas[name]) for name in weights}
+        descent = CoefficientDescent(problem, start, inverse, metric=Metric(weights))
+        descent.receive_sides(*self.whole_pull(descent, "weights"))
+        for _ in range(_STEPS):
+            if descent.certificate.relative_gradient <= _ENOUGH:
+                break
+            descent.receive_image(self.whole_push(descent.direction, "outputs"))
+            descent.receive_sides(*self.whole_pull(descent, "certificate"))
+        return descent
+
+    @property
+    def most_rows(self) -> int:
+        """Most samples times classes: fewer if a ridge is chosen, which takes eigenvectors."""
+        return _PATH_LIMIT if self.method.hparams["ridge"] == "auto" else _LIMIT
+
+    def _tell_size(self, groups: int) -> None:
         samples, outputs = self.table.initial.shape
         parameters = sum(delta.numel() for delta in self.method.linearized.deltas.values())
-        choice = choose_representation(samples, outputs, parameters, limit=_LIMIT)
-        log.info("%s: %s", choice.name, choice.reason)
-        limit = _PATH_LIMIT if math.isnan(self.method.ridge) else _LIMIT
-        if samples * outputs > limit:
-            raise ValueError(
-                f"solver=kernel with ridge={self.method.hparams['ridge']} is for at most {limit} rows, got {samples} "
-                f"samples with {outputs} outputs = {samples * outputs}. Set method.solver=cg"
-            )
-
-    def _pull(self, coefficients: Tensor | None) -> dict[str, Tensor]:
-        method, shard = self.method, self.table.shard
-        if coefficients is None:
-            raise RuntimeError("the kernel gave no coefficients")
-        pull = PullSweep(method.linearized, shard.own(coefficients))
-        for batch in training_batches(method, "weights"):
-            pull.take(batch.input)
-        (pulled,) = pull.result()
-        summed = {name: shard.reducer.sum_(entry) for name, entry in pulled.items()}
-        return {name: summed[name] / weight for name, weight in method.penalty_weights().items()}
+        log.info(choose_representation(samples, outputs, parameters, groups=groups, limit=_LIMIT).reason)
 
     def take(self, batch: Batch, sweep: int, position: int) -> dict[str, Tensor]:
         """Note the outputs of the solution, and write it back with the last batch.
@@ -113,11 +117,14 @@ class KernelSolver(ExactSolver):
             Loss and outputs.
         """
         if position + 1 == self.batches_per_sweep:
-            self.place(self._movement, self._solution.intercept)
-            self.report(self._solution.certificate)
-            self._key = problem_key(self.method, self.table)
+            self.place(self.descent.movement, self.descent.intercept)
+            self.report(self.descent.certificate)
+            self._key = self._problem_key()
         rows = torch.searchsorted(self.table.index, batch.index)
-        return self.method.note_training(self._solution.outputs[rows].to(batch.input.dtype), batch.target)
+        return self.method.note_training(self.descent.outputs[rows].to(batch.input.dtype), batch.target)
+
+    def _problem_key(self) -> dict[str, Any]:
+        return problem_key(self.method, self.table, "kernel", Metric(self.method.penalty_weights()))
 
     def end_epoch(self) -> None:
         """Stop: the optimum does not get better."""
@@ -130,3 +137,14 @@ class KernelSolver(ExactSolver):
             Tensors and plain values.
         """
         return super().state() | ({"problem": self._key} if self._key else {})
+
+
+def _merged(method: "LQF") -> tuple[dict[str, list[str]], dict[str, float]]:
+    # Layer groups of the same ridge need no kernels of their own, each of which takes memory.
+    groups: dict[str, list[str]] = {}
+    scales: dict[str, float] = {}
+    for group, names in penalized_groups(method).items():
+        factor = method.group_ridge.get(group, 1.0)
+        groups.setdefault(f"ridge x {factor:g}", []).extend(names)
+        scales[f"ridge x {factor:g}"] = 1.0 / factor
+    return groups, scales

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lqf_lightning.linear import Metric
 from lqf_lightning.methods.solvers.training_table import TrainingTable
 
 if TYPE_CHECKING:
@@ -14,17 +15,19 @@ if TYPE_CHECKING:
 _ROUNDING = 1e-4  # relative, of outputs at w0 in single precision on another device
 
 
-def problem_key(method: "LQF", table: TrainingTable, acceleration: str) -> dict[str, Any]:
+def problem_key(method: "LQF", table: TrainingTable, acceleration: str, metric: Metric) -> dict[str, Any]:
     """What a problem is made of, for `is_same_problem`.
 
     Args:
         method: The method, its ridge settled.
         table: Its training samples.
         acceleration: What preconditions the iteration.
+        metric: That of the penalty.
 
     Returns:
         Tensors and plain values, for a checkpoint.
     """
+    ones = {n: torch.ones_like(d) for n, d in method.linearized.deltas.items() if n != method.intercept_name}
     return {
         "ridge": method.ridge,
         "target_scale": method.target_scale,
@@ -35,6 +38,7 @@ def problem_key(method: "LQF", table: TrainingTable, acceleration: str) -> dict[
         "preconditioner_samples": method.preconditioner_samples if method.metric == "kfac" else None,
         "index": table.index,
         "label": table.label,
+        "metric_norm": torch.tensor(metric.squared_norm(ones), dtype=torch.float64),
         "initial": table.initial.norm(dim=1),
     }
 

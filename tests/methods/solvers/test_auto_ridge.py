@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
+from lqf_lightning.linear import RegularizationPath
 from lqf_lightning.methods.solvers import auto_ridge
 from methods.dense_lqf import ALPHA, build, flat, jacobian, outputs_at_start
 from methods.solvers.runs import Note, dense, solve
-from methods.tensors import draw
+from methods.tensors import TensorData, build_trainer, draw, fit_on
 
 SAMPLES = 24
 
@@ -95,3 +96,58 @@ def test_too_many_samples_for_a_choice_are_refused(monkeypatch):
     monkeypatch.setattr(auto_ridge, "_LIMIT", 10)
     with pytest.raises(ValueError, match=r"at most 10 training samples, got 11\. Set method\.ridge"):
         solve(build(solver="cg", ridge="auto"))
+
+
+@pytest.mark.parametrize(("solver", "kind"), [("cg", "the trace kernel, a surrogate"), ("kernel", "the exact kernel")])
+def test_the_log_names_the_kernel_that_has_chosen(solver, kind, caplog):
+    caplog.set_level(logging.INFO, "lqf_lightning")
+    solve(build(solver=solver, ridge="auto"), epochs=1)
+    (message,) = (m for m in caplog.messages if m.startswith("ridge="))
+    assert message.endswith(f"by {kind}")
+
+
+def chosen_from(path, label, caplog, monkeypatch):
+    """What is said when leave-one-out has found this."""
+    monkeypatch.setattr(auto_ridge, "KernelSpectrum", lambda *_: None)
+    monkeypatch.setattr(auto_ridge, "regularization_path", lambda *_, **__: path)
+    caplog.set_level(logging.INFO, "lqf_lightning")
+    method = build(solver="cg", ridge="auto")
+    fit_on(build_trainer(1), method, TensorData(draw(len(label))[0], torch.tensor(label)))
+    return [m for m in caplog.messages if "ridge" in m]
+
+
+def path_of(accuracy, residual):
+    ridges = torch.logspace(-2, 2, 5, dtype=torch.float64)
+    empty = torch.zeros(5)
+    return RegularizationPath(
+        ridges, empty, torch.tensor(residual), torch.tensor(accuracy), None, empty, empty, empty, empty
+    )
+
+
+LABEL = [0, 0, 1, 1, 2, 2]
+
+
+def test_a_choice_within_the_grid_is_told_without_a_warning(caplog, monkeypatch):
+    path = path_of([0.2, 0.3, 0.5, 0.3, 0.2], [5.0, 4.0, 3.0, 4.0, 5.0])
+    (message,) = chosen_from(path, LABEL, caplog, monkeypatch)
+    assert "chosen by leave-one-out accuracy" in message
+    assert "0.500" in message
+
+
+def test_a_tie_of_all_accuracies_is_told(caplog, monkeypatch):
+    path = path_of([0.5] * 5, [5.0, 4.0, 3.0, 4.0, 5.0])
+    (message,) = chosen_from(path, LABEL, caplog, monkeypatch)
+    assert "chosen by the squared residual, as all leave-one-out accuracies are 0.500" in message
+
+
+@pytest.mark.parametrize("accuracy", [[0.9, 0.5, 0.4, 0.3, 0.2], [0.2, 0.3, 0.4, 0.5, 0.9]])
+def test_the_end_of_the_grid_is_warned_of(accuracy, caplog, monkeypatch):
+    told, warning = chosen_from(path_of(accuracy, [1.0] * 5), LABEL, caplog, monkeypatch)
+    assert "0.900" in told
+    assert "at the end of those that were compared: set method.ridge" in warning
+
+
+def test_a_class_with_a_single_image_is_warned_of(caplog, monkeypatch):
+    path = path_of([0.2, 0.3, 0.5, 0.3, 0.2], [5.0, 4.0, 3.0, 4.0, 5.0])
+    _, warning = chosen_from(path, [0, 0, 1, 2, 2], caplog, monkeypatch)
+    assert "a class has a single training image" in warning

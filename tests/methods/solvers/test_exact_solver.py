@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from lightning import Callback
@@ -7,9 +9,10 @@ from torch.utils.data import DataLoader
 
 from lqf_lightning.data import Batch
 from lqf_lightning.linear import fit_kfac
+from lqf_lightning.methods import LQF
 from methods.dense_lqf import build, flat
 from methods.solvers.runs import dense, solve
-from methods.tensors import TensorData, build_trainer, draw, fit_on
+from methods.tensors import CLASSES, SGD, TensorData, build_backbone, build_trainer, draw, fit_on
 
 SOLVERS = pytest.mark.parametrize("solver", ["cg", "kernel"])
 
@@ -160,3 +163,51 @@ def test_a_test_does_not_touch_the_next_fit(tmp_path):
     expected = dense(method).optimum()
     assert (flat(method.linearized.deltas) - expected).norm() < 1e-9 * expected.norm()
     assert method.solver.descent.steps > 5  # a new iteration, not the old one's directions
+
+
+@SOLVERS
+@pytest.mark.usefixtures("nothing_computed")
+def test_a_tolerance_beyond_single_precision_is_refused(solver):
+    single = build_backbone(dtype=torch.float32)
+    method = LQF(single, CLASSES, optimizer=SGD, ridge=0.02, solver=solver, tolerance=1e-9)
+    with pytest.raises(ValueError, match=r"tolerance=1e-09 .* Set trainer\.precision=64-true, or method\.tolerance"):
+        fit_on(build_trainer(2), method, TensorData(*draw(6, dtype=torch.float32), 2))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "tolerance"),
+    [(torch.float64, "32-true", 1e-9), (torch.float32, "64-true", 1e-9), (torch.float32, "32-true", 1e-6)],
+)
+def test_tolerances_that_can_be_certified_are_taken(dtype, precision, tolerance):
+    method = LQF(build_backbone(dtype=dtype), CLASSES, optimizer=SGD, ridge=0.3, solver="cg", tolerance=tolerance)
+    trainer = build_trainer(40, precision=precision)
+    fit_on(trainer, method, TensorData(*draw(6, dtype=dtype), 2))
+    assert trainer.callback_metrics["train/relative_gradient"] <= tolerance
+
+
+@pytest.mark.usefixtures("nothing_computed")
+def test_the_kernel_solver_takes_one_epoch():
+    trainer = build_trainer(3, min_epochs=2)
+    with pytest.raises(ValueError, match=r"got min_epochs=2\. Set trainer\.min_epochs=1"):
+        fit_on(trainer, build(solver="kernel"), TensorData(*draw(6), 2))
+
+
+@pytest.mark.parametrize(
+    ("ridge", "tolerance", "level", "text"),
+    [
+        (1e-5, 0.03, logging.WARNING, "the bound says nothing: set method.tolerance lower, or method.ridge higher"),
+        (1.0, 1e-6, logging.INFO, "arrived at a relative gradient of"),
+        (1.0, 1e-13, logging.WARNING, "stopped above tolerance=1e-13"),
+    ],
+)
+def test_the_end_of_a_run_says_what_its_certificate_is_worth(ridge, tolerance, level, text, caplog):
+    caplog.set_level(logging.INFO, "lqf_lightning")
+    method = build(solver="cg", ridge=ridge, tolerance=tolerance, acceleration="none")
+    solve(method, epochs=3 if tolerance == 1e-13 else 300)
+    (record,) = (r for r in caplog.records if "a relative gradient of" in r.getMessage())
+    assert record.levelno == level
+    assert text in record.getMessage()
+    problem, dw = dense(method), flat(method.linearized.deltas)
+    far = problem.gradient_length(dw) / problem.ridge
+    assert (far > problem.length(dw)) == ("says nothing" in text)
+    assert f"within {far:.3g} of the optimum, its own length is {problem.length(dw):.3g}" in record.getMessage()

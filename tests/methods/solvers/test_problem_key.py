@@ -1,8 +1,10 @@
 import io
+from functools import partial
 
 import pytest
 import torch
 
+from lqf_lightning.linear import fit_kfac
 from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
 from methods.dense_lqf import build
 from methods.solvers.runs import solve
@@ -11,7 +13,7 @@ from methods.solvers.runs import solve
 def key(**options):
     method = build(**{"solver": "cg", "ridge": 0.02, **options})
     solve(method, epochs=1)
-    return problem_key(method, method.solver.table)
+    return problem_key(method, method.solver.table, "none", method.solver.descent.metric)
 
 
 def test_a_problem_is_the_same_after_a_checkpoint_and_up_to_rounding():
@@ -28,6 +30,16 @@ def test_a_problem_is_the_same_after_a_checkpoint_and_up_to_rounding():
 )
 def test_another_penalty_or_target_is_another_problem(options):
     assert not is_same_problem(key(**options), key())
+
+
+def test_other_factors_are_another_metric():
+    def kfac(cotangents):
+        return key(metric="kfac", preconditioner=partial(fit_kfac, cotangents=cotangents))
+
+    own, other = kfac("exact"), kfac("random")
+    assert is_same_problem(kfac("exact"), own)
+    assert not is_same_problem(other, own)
+    assert is_same_problem(other | {"metric_norm": own["metric_norm"]}, own)  # nothing else tells them apart
 
 
 @pytest.mark.parametrize("name", ["index", "label", "initial"])
