@@ -102,7 +102,7 @@ def leave_one_out(report: dict[str, Any]) -> str:
     for key, text in names.items():
         entry = report["figures"]["forms"][key]
         ranks = [entry.get(f"spearman_{what}", 1.0) for what in ("squared_residual", "function_change")]
-        cost = [f"{entry['alone']['total']:.0f}", f"{entry['cheaper_than_refits']:.0f}"]
+        cost = [f"{entry['alone']['total']:.2g}", f"{entry['cheaper_than_refits']:.0f}"]
         body.append([text, *cost, *(f"{value:.3f}" for value in ranks)])
     header = ["seconds", "refits of all samples over it", "rank correlation, squared residual"]
     return rows(["kernel", *header, "rank correlation, change of outputs"], body)

@@ -30,7 +30,8 @@ def test_only_a_bias_that_shifts_all_outputs_is_the_intercept(behind, bias, expe
 
 
 @pytest.mark.parametrize(
-    ("options", "warned"), [({"layers": ["stage1"]}, True), ({"layers": ["stage1"], "intercept": False}, False), ({}, False)]
+    ("options", "warned"),
+    [({"layers": ["stage1"]}, True), ({"layers": ["stage1"], "intercept": False}, False), ({}, False)],
 )
 def test_an_intercept_that_is_asked_for_and_not_there_is_warned_of(options, warned, caplog):
     caplog.set_level(logging.WARNING, "lqf_lightning")

@@ -1,6 +1,7 @@
 """The exact optimum of a small set, from its kernel."""
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,9 +89,12 @@ class KernelSolver(ExactSolver):
         start = {name: torch.zeros_like(self.method.linearized.deltas[name]) for name in weights}
         descent = CoefficientDescent(problem, start, inverse, metric=Metric(weights))
         descent.receive_sides(*self.whole_pull(descent, "weights"))
+        before = math.inf
         for _ in range(_STEPS):
-            if descent.certificate.relative_gradient <= _ENOUGH:
+            now = descent.certificate.relative_gradient
+            if now <= _ENOUGH or now > before / 2:  # good enough, or as good as rounding allows
                 break
+            before = now
             descent.receive_image(self.whole_push(descent.direction, "outputs"))
             descent.receive_sides(*self.whole_pull(descent, "certificate"))
         return descent

@@ -106,9 +106,7 @@ def test_layer_groups_of_the_same_ridge_share_a_kernel(tmp_path):
 
 def test_too_many_rows_are_refused_before_the_kernel(monkeypatch):
     monkeypatch.setattr(kernel, "_LIMIT", 30)
-    with pytest.raises(
-        ValueError, match=r"at most 30 samples times classes, got 11 x 3 = 33\. Set method\.solver=cg"
-    ):
+    with pytest.raises(ValueError, match=r"at most 30 samples times classes, got 11 x 3 = 33\. Set method\.solver=cg"):
         solve(build(**EXACT))
 
 

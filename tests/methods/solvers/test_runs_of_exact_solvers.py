@@ -49,17 +49,33 @@ def test_both_solvers_leave_all_that_a_run_promises_and_agree(tmp_path, folder_o
         assert (tmp_path / name / "pictures" / "learning_curves.png").exists()
 
 
+def evaluated(run, name, output):
+    config = compose(
+        f"checkpoint={run}/checkpoints/{name}.ckpt", "progress=none", "callbacks=[]", "split=test",
+        f"paths.output_dir={output}", "trainer.precision=64-true", name="eval",
+    )  # fmt: skip
+    return evaluate(config)
+
+
 @pytest.mark.parametrize("solver", [CG, KERNEL], ids=["cg", "kernel"])
 def test_a_checkpoint_evaluates_to_the_numbers_of_its_run(solver, tmp_path, folder_of_shapes):
     run_tiny(tmp_path / "run", folder_of_shapes, *solver, "callbacks=[]", "trainer.max_epochs=3")
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    config = compose(
-        f"checkpoint={tmp_path}/run/checkpoints/last.ckpt", "progress=none", "callbacks=[]", "split=test",
-        f"paths.output_dir={tmp_path}/eval", "trainer.precision=64-true", name="eval",
-    )  # fmt: skip
-    values = evaluate(config)
+    values = evaluated(tmp_path / "run", "last", tmp_path / "eval")
     assert values == pytest.approx({name: written[name] for name in values}, rel=1e-6)
     assert "test/acc" in values
+
+
+def test_what_is_tested_is_the_last_dw_and_not_the_best_on_validation(tmp_path, folder_of_shapes):
+    other = "checkpoints.best.mode=max"  # some epoch before the last
+    steps = ("method.acceleration=none", "trainer.max_epochs=4")
+    run_tiny(tmp_path / "run", folder_of_shapes, *CG, *steps, "callbacks=[]", other)
+    best, last = (checkpoint_of(tmp_path / "run", name) for name in ("best", "last"))
+    assert best["epoch"] < last["epoch"] == 3
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())["test/loss"]
+    at_best, at_last = (evaluated(tmp_path / "run", n, tmp_path / n)["test/loss"] for n in ("best", "last"))
+    assert written == pytest.approx(at_last, rel=1e-6)
+    assert abs(at_best - at_last) > 1e-3 * at_last
 
 
 @pytest.mark.parametrize("ridge", ["0.3", "auto"])
