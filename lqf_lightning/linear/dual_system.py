@@ -1,5 +1,6 @@
 """The linear-quadratic problem in terms of its kernel: the matrices, and the proof that a point is near the optimum."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -142,7 +143,8 @@ class DualSystem:
         start = self.length(weight * at_start - linear)
         penalty = 0.5 * ridge * self.length(coefficients) ** 2
         data = 0.5 * (weight * error.square()).sum() + (linear * (moved + intercept)).sum()
-        proof = Certificate(gradient / start if start > 0 else 0.0, gradient / ridge, float(data) + penalty)
+        relative = gradient / start if start > 0 else (math.inf if gradient > 0 else 0.0)
+        proof = Certificate(relative, gradient / ridge, float(data) + penalty)
         return Solution(coefficients, intercept, problem.initial.double() + moved + intercept, proof)
 
     def length(self, coefficients: Tensor) -> float:

@@ -111,9 +111,10 @@ def refuse_trainer(trainer: Trainer, solver: str, tolerance: float, double: bool
             f"tolerance={tolerance} is beyond what single precision can certify, about {_FINEST:.0e}. Set "
             "trainer.precision=64-true, or method.tolerance=1e-6"
         )
-    if solver == "kernel" and (trainer.min_epochs or 1) > 1:
+    if solver == "kernel" and max(trainer.min_epochs or 1, trainer.min_steps or 1) > 1:
         raise ValueError(
-            f"solver=kernel takes one epoch, got min_epochs={trainer.min_epochs}. Set trainer.min_epochs=1"
+            f"solver=kernel takes one step, got min_epochs={trainer.min_epochs} and min_steps={trainer.min_steps}. Set "
+            "trainer.min_epochs=1 and trainer.min_steps=null"
         )
 
 

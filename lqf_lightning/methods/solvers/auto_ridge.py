@@ -122,4 +122,6 @@ def _tell(method: "LQF", table: TrainingTable, path: RegularizationPath, accurac
     if min(abs(math.log(method.ridge * len(table.label) / end)) for end in ends) < 0.01:
         log.warning("the chosen ridge is at the end of those that were compared: set method.ridge to look further")
     if int(torch.bincount(table.label, minlength=len(method.classes)).min()) < 2:
-        log.warning("a class has a single training image, which leave-one-out cannot predict: ridge=auto is unreliable")
+        log.warning(
+            "a class has fewer than two training images, which leave-one-out cannot predict: ridge=auto is unreliable"
+        )

@@ -150,4 +150,4 @@ def test_the_end_of_the_grid_is_warned_of(accuracy, caplog, monkeypatch):
 def test_a_class_with_a_single_image_is_warned_of(caplog, monkeypatch):
     path = path_of([0.2, 0.3, 0.5, 0.3, 0.2], [5.0, 4.0, 3.0, 4.0, 5.0])
     _, warning = chosen_from(path, [0, 0, 1, 2, 2], caplog, monkeypatch)
-    assert "a class has a single training image" in warning
+    assert "a class has fewer than two training images" in warning

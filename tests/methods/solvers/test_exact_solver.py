@@ -188,7 +188,7 @@ def test_tolerances_that_can_be_certified_are_taken(dtype, precision, tolerance)
 @pytest.mark.usefixtures("nothing_computed")
 def test_the_kernel_solver_takes_one_epoch():
     trainer = build_trainer(3, min_epochs=2)
-    with pytest.raises(ValueError, match=r"got min_epochs=2\. Set trainer\.min_epochs=1"):
+    with pytest.raises(ValueError, match=r"got min_epochs=2 and min_steps=None\. Set trainer\.min_epochs=1"):
         fit_on(trainer, build(solver="kernel"), TensorData(*draw(6), 2))
 
 
