@@ -48,8 +48,7 @@ class RegularizationPath(Callback):
         self.written = True
         if not trainer.is_global_zero:
             return
-        # An LQF by now: nothing else has a path.
-        table = tabulate_path(path, float(module.ridge))  # type: ignore[arg-type]
+        table = tabulate_path(path, float(module.ridge))  # type: ignore[arg-type]  # an LQF: nothing else has a path
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / _FILE, index=False)

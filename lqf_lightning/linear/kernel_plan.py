@@ -67,7 +67,7 @@ def plan_kernel(
 
 
 def _restore(entry: dict[str, object]) -> KernelLayer:
-    return KernelLayer(**{**entry, "inputs": tuple(entry["inputs"])})  # type: ignore[arg-type]
+    return KernelLayer(**{**entry, "inputs": tuple(entry["inputs"])})  # type: ignore[arg-type]  # as asdict wrote it
 
 
 def _tell(text: str, source: int, reducer: Reducer, device: torch.device) -> str:

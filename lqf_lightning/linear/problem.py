@@ -97,7 +97,7 @@ class QuadraticProblem:
         Returns:
             A new problem.
         """
-        return replace(self, **changes)  # type: ignore[arg-type]
+        return replace(self, **changes)  # type: ignore[arg-type]  # the constructor checks
 
 
 def ridge_of_mean(mu: float, samples: int) -> float:

@@ -76,7 +76,7 @@ class DenseSketch(Sketch):
     def width(self, shapes: Shapes) -> int:  # noqa: D102 - see the base
         return min(self.size, sum(map(math.prod, shapes.values())))
 
-    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102
+    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102 - see the base
         parts = [rows[name] for name in shapes]
         if self._is_exact(shapes):
             return torch.cat(parts, 1)
@@ -95,10 +95,10 @@ class SparseSketch(Sketch):
     kept as they are.
     """
 
-    def width(self, shapes: Shapes) -> int:  # noqa: D102
+    def width(self, shapes: Shapes) -> int:  # noqa: D102 - see the base
         return min(self.size, sum(map(math.prod, shapes.values())))
 
-    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102
+    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102 - see the base
         parts = [rows[name] for name in shapes]
         if self._is_exact(shapes):
             return torch.cat(parts, 1)
@@ -117,10 +117,10 @@ class CoordinateSketch(Sketch):
     The cheapest map and the least accurate. Parameters smaller than their share of one coordinate get one.
     """
 
-    def width(self, shapes: Shapes) -> int:  # noqa: D102
+    def width(self, shapes: Shapes) -> int:  # noqa: D102 - see the base
         return sum(self._shares(shapes).values())
 
-    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102
+    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102 - see the base
         parts = []
         for position, (name, share) in enumerate(self._shares(shapes).items()):
             part = rows[name]
@@ -143,10 +143,10 @@ class KroneckerSketch(Sketch):
     4,000. Good for coarse rankings of large data sets only. Up to r^2 numbers of a parameter are kept as they are.
     """
 
-    def width(self, shapes: Shapes) -> int:  # noqa: D102
+    def width(self, shapes: Shapes) -> int:  # noqa: D102 - see the base
         return sum(math.prod(self._sides(shape)) for shape in shapes.values())
 
-    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102
+    def apply(self, rows: Mapping[str, Tensor], shapes: Shapes) -> Tensor:  # noqa: D102 - see the base
         parts = []
         for position, (name, shape) in enumerate(shapes.items()):
             part = rows[name]

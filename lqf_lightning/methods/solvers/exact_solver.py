@@ -229,7 +229,7 @@ class ExactSolver(Solver):
         deltas = method.linearized.deltas
         for name, delta in deltas.items():
             delta.grad = delta.detach() - wanted[name].to(delta)
-        optimizer.step()  # type: ignore[union-attr]
+        optimizer.step()  # type: ignore[union-attr]  # there is one
         with torch.no_grad():
             for name, delta in deltas.items():
                 delta.grad = None
