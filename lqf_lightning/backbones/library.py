@@ -51,7 +51,7 @@ class Architecture:
             options["img_size" if self.library == "timm" else "image_size"] = image_size or self.image_size
         if self.library == "timm":
             return timm.create_model(self.name, pretrained=pretrained, **options)
-        return torchvision.models.get_model(self.name, weights=None, **options)  # type: ignore[no-any-return]
+        return torchvision.models.get_model(self.name, weights=None, **options)  # type: ignore[no-any-return]  # untyped
 
 
 def find_architecture(name: str, library: Library | None = None) -> Architecture:

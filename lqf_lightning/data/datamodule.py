@@ -226,7 +226,7 @@ class ImageDataModule(LightningDataModule):
         share = {"rank": world.rank, "world_size": world.size}
         share["batch_size"] = math.ceil(self.eval_batch_size / world.size)
         sampler = SweepSampler(len(data), sweeps, **share) if sweeps else UnpaddedSampler(len(data), **share)
-        return DataLoader(data, batch_sampler=sampler, **self._options(world))  # type: ignore[arg-type]
+        return DataLoader(data, batch_sampler=sampler, **self._options(world))  # type: ignore[arg-type]  # a map of Batch
 
     def _evaluation_set(self, split: str) -> ImageDataset:
         if split not in self._evaluated:

@@ -23,12 +23,12 @@ class TrainingLoader(DataLoader[Batch]):
     """
 
     def __init__(self, dataset: ImageDataset, sampler: TrainingSampler, **options: Any) -> None:
-        super().__init__(dataset, sampler=sampler, **options)  # type: ignore[arg-type]
+        super().__init__(dataset, sampler=sampler, **options)  # type: ignore[arg-type]  # collated to Batch
         self.order = sampler
         self._taken = (0, 0)
         self._resume = (-1, 0)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names its own class
         """Walk through the rest of the epoch.
 
         Yields:

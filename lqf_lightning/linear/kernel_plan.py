@@ -149,7 +149,7 @@ def _can_batch(
     try:
         rows = sample_rows(network, state, names, pair, direction[:1])
     except (RuntimeError, ValueError, NotImplementedError):
-        return False
+        return False  # operators that vmap has no rule for: the same rows follow from one sample at a time
     expected = torch.cat([gradient.flatten() for name in names if isinstance(gradient := truth[name], Tensor)])
     found = torch.cat([rows[name][:1, 0] for name in names], 1)
     return _agree(torch.cat([found, torch.zeros_like(found)]), expected, pair.dtype)

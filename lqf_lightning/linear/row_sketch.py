@@ -44,8 +44,8 @@ def sketch_rows(
     rows of a layer follow from its inputs and cotangents, C backward passes per batch, and are never kept.
 
     With D a few times the number of rows, :math:`\Phi \Phi^T` is within a constant factor of the kernel in *every*
-    direction (Avron, Maymounkov & Toledo, Blendenpik, 2010), although no entry is exact: unfit to solve with, and the
-    best of preconditioners.
+    direction (Avron, Maymounkov & Toledo, Blendenpik, 2010), although no entry is exact: unfit to solve with, but a
+    preconditioner whose number of iterations hardly depends on the ridge.
 
     Args:
         model: The linearized model; its `dw` plays no part.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lqf_lightning.methods.lqf import LQF
 
 log = logging.getLogger(__name__)
-_DAMPING = 10.0  # times the ridge: more directions converge at the same rate than with the ridge itself
+_DAMPING = 10.0  # times the ridge: after twenty iterations nearer to the optimum than with the ridge itself
 Tensors = dict[str, Tensor]
 
 
