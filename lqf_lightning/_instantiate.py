@@ -8,6 +8,8 @@ import hydra
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
+_OPENED = {"reference", "references"}  # options whose values, names of models, are handed over as the models
+
 
 def instantiate(config: DictConfig, key: str, **extra: Any) -> Any:
     """Build the object that a config node describes by its `_target_`.
@@ -27,7 +29,7 @@ def instantiate(config: DictConfig, key: str, **extra: Any) -> Any:
     node = OmegaConf.select(config, key)
     if node is None or "_target_" not in node:
         raise InstantiationException(f"`{key}` has no `_target_`, got {node}. Choose one of its group with {key}=...")
-    _check(node, key, set(extra))
+    _check(node, key, set(extra) - _OPENED)
     try:
         # The last call is ours: Hydra would turn dataclasses among the extra arguments into configuration.
         factory = hydra.utils.instantiate(node, _partial_=True, _convert_="all")

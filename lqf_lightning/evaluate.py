@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lqf_lightning._launch import in_sweep, is_many_processes, one_job, run_in_own_process
-from lqf_lightning.resume import keep_indices, make_paths_absolute
+from lqf_lightning.resume import keep_indices, make_paths_absolute, run_config
 from lqf_lightning.run_folder import write_metrics, write_start
 from lqf_lightning.train import build_method, build_trainer, prepare_process
 
@@ -40,6 +40,9 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         run.trainer, run.logger, run.progress = config.trainer, config.get("logger"), config.get("progress")
         run.callbacks, run.checkpoints, run.paths = config.get("callbacks"), None, config.paths
         run.backbone.weights = None  # the checkpoint holds them
+        run.reference = config.get("reference")
+        if "reference" in run.method:
+            run.method.reference = None  # what the model learned from is not needed any more
     if not other and "source" not in config.data:
         run.data.manifest = None  # that of the run, wherever its folder has been moved since
         keep_indices(run, checkpoint.parent.parent)
@@ -52,7 +55,7 @@ def evaluate(config: DictConfig) -> dict[str, float]:
     rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
     if not len(data.test_dataloader() if config.split == "test" else data.val_dataloader()):
         raise ValueError(f"the data have no {config.split} samples. Set split=test, or +data.val_fraction=0.1")
-    trainer = build_trainer(run, folder)
+    trainer = build_trainer(run, folder, data.classes)
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # none of them is needed
     check = trainer.test if config.split == "test" else trainer.validate
     check(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -67,34 +70,6 @@ def _refuse_other_classes(checkpoint: Path, classes: list[str]) -> None:
             f"{checkpoint} tells the classes {known} apart, in this order, but the data have {classes}. Give images of "
             "the same classes, with +data.source.root=... or another data=..."
         )
-
-
-def run_config(checkpoint: Path) -> DictConfig:
-    """The configuration of the run that wrote a checkpoint.
-
-    Args:
-        checkpoint: A file in the ``checkpoints`` folder of a run.
-
-    Returns:
-        The resolved configuration.
-
-    Raises:
-        FileNotFoundError: There is no such file, or no ``config.yaml`` beside its folder.
-    """
-    if not checkpoint.is_file():
-        near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt")) or "none in that folder"
-        raise FileNotFoundError(
-            f"no checkpoint at {checkpoint}; found {near}. Set checkpoint=RUN/checkpoints/best.ckpt"
-        )
-    written = checkpoint.parent.parent / "config.yaml"
-    if not written.is_file():
-        raise FileNotFoundError(
-            f"{checkpoint} lies in no run folder: {written} is missing. Give a checkpoint inside the folder that "
-            "lqf-train wrote, RUN/checkpoints/NAME.ckpt"
-        )
-    config = OmegaConf.load(written)
-    assert isinstance(config, DictConfig)  # noqa: S101 the file was written by us from one
-    return config
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lqf_lightning.conf", config_name="eval")

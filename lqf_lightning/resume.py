@@ -1,7 +1,8 @@
-"""Going on with a run: from which checkpoint, with which samples."""
+"""Going on with a run, or going back to it: from which checkpoint, with which configuration and samples."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -72,3 +73,43 @@ def make_paths_absolute(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value not in ("default", "package"):
             OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
+    if config.get("reference") is not None:
+        config.reference = _absolute_reference(config.reference)
+    for callback in (config.get("callbacks") or {}).values():
+        if callback and callback.get("references"):
+            callback.references = {name: _absolute_reference(spec) for name, spec in callback.references.items()}
+
+
+def _absolute_reference(spec: Any) -> Any:
+    if OmegaConf.is_list(spec):
+        return [_absolute_reference(entry) for entry in spec]
+    is_path = isinstance(spec, str) and spec.endswith((".ckpt", ".parquet"))
+    return str(Path(spec).expanduser().absolute()) if is_path else spec
+
+
+def run_config(checkpoint: Path) -> DictConfig:
+    """The configuration of the run that wrote a checkpoint.
+
+    Args:
+        checkpoint: A file in the ``checkpoints`` folder of a run.
+
+    Returns:
+        The resolved configuration.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no ``config.yaml`` beside its folder.
+    """
+    if not checkpoint.is_file():
+        near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt")) or "none in that folder"
+        raise FileNotFoundError(
+            f"no checkpoint at {checkpoint}; found {near}. Set checkpoint=RUN/checkpoints/best.ckpt"
+        )
+    written = checkpoint.parent.parent / "config.yaml"
+    if not written.is_file():
+        raise FileNotFoundError(
+            f"{checkpoint} lies in no run folder: {written} is missing. Give a checkpoint inside the folder that "
+            "lqf-train wrote, RUN/checkpoints/NAME.ckpt"
+        )
+    config = OmegaConf.load(written)
+    assert isinstance(config, DictConfig)  # noqa: S101 the file was written by us from one
+    return config

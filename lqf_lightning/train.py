@@ -4,6 +4,7 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from lqf_lightning._plugins import register_plugins
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import ImageDataModule
 from lqf_lightning.methods import Method
+from lqf_lightning.references import open_references
 from lqf_lightning.resume import checkpoint_to_resume, keep_indices, make_paths_absolute
 from lqf_lightning.run_folder import forget_results, read_metrics, write_metrics, write_start
 from lqf_lightning.summary import print_summary
@@ -48,7 +50,7 @@ def train(config: DictConfig) -> dict[str, float]:
     data, method = build_method(config)
     write_start(folder, config)
     rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
-    trainer = build_trainer(config, folder)
+    trainer = build_trainer(config, folder, data.classes)
     for logger in trainer.loggers:
         logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
 
@@ -82,16 +84,18 @@ def build_method(config: DictConfig) -> tuple[ImageDataModule, Method]:
     data.setup()
     backbone: Backbone = instantiate(config, "backbone", num_classes=data.num_classes)
     data.normalization = (backbone.mean, backbone.std)
-    method: Method = instantiate(config, "method", backbone=backbone, classes=data.classes)
+    opened = open_references(config, "method", data.classes)
+    method: Method = instantiate(config, "method", backbone=backbone, classes=data.classes, **opened)
     return data, method
 
 
-def build_trainer(config: DictConfig, folder: Path) -> Trainer:
+def build_trainer(config: DictConfig, folder: Path, classes: Sequence[str] = ()) -> Trainer:
     """The Lightning Trainer of a configuration, with its loggers and callbacks.
 
     Args:
         config: The composed configuration.
         folder: The run folder.
+        classes: Class names of the data, for models to compare with.
 
     Returns:
         The trainer. Checkpointing and progress come from their own config groups, observers from `callbacks`.
@@ -99,7 +103,8 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
     Raises:
         MisconfigurationException: This machine cannot run it.
     """
-    callbacks: list[Callback] = instantiate_all(config, "callbacks")
+    chosen = [f"callbacks.{name}" for name, entry in (config.get("callbacks") or {}).items() if entry is not None]
+    callbacks: list[Callback] = [instantiate(config, key, **open_references(config, key, classes)) for key in chosen]
     callbacks += instantiate_all(config, "checkpoints")
     if config.get("progress"):
         callbacks.append(instantiate(config, "progress"))
@@ -118,8 +123,8 @@ def build_trainer(config: DictConfig, folder: Path) -> Trainer:
     try:
         trainer: Trainer = instantiate(config, "trainer", **settings)
     except MisconfigurationException as error:
-        chosen = {name: config.trainer.get(name, "auto") for name in ("accelerator", "devices", "strategy")}
-        raise MisconfigurationException(f"trainer: {error} Got {chosen}; without a GPU, set trainer=cpu.") from error
+        asked = {name: config.trainer.get(name, "auto") for name in ("accelerator", "devices", "strategy")}
+        raise MisconfigurationException(f"trainer: {error} Got {asked}; without a GPU, set trainer=cpu.") from error
     return trainer
 
 

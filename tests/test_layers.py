@@ -5,8 +5,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # From the bottom up. `linear` needs nothing but torch, so it lies below the backbones that it linearizes.
-STRATA = ["linear", "backbones", "data", "methods", "callbacks", "entry"]
-ENTRY = {"train", "evaluate", "_launch", "_instantiate", "_plugins", "resume", "run_folder", "tracking", "summary"}
+STRATA = ["linear", "backbones", "teachers", "congruence", "data", "methods", "callbacks", "entry"]
+ENTRY = {"train", "evaluate", "compare", "_launch", "_instantiate", "_plugins", "references", "resume", "run_folder"}
+ENTRY |= {"tracking", "summary", "comparison"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}
 
@@ -23,7 +24,7 @@ def stratum(path):
     if len(parts) == 2:
         assert path.stem in ENTRY, f"{path.name} belongs to no stratum: place it in STRATA or ENTRY"
         return "entry"
-    return parts[1]
+    return "entry" if parts[1] in ENTRY else parts[1]
 
 
 def imports(path):

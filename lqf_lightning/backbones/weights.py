@@ -115,7 +115,7 @@ def load_library_weights(model: nn.Module, architecture: Architecture, head: str
 
 
 def load_weight_file(model: nn.Module, path: Path, head: str) -> str:
-    """Load a ``.pt``, ``.pth`` or ``.safetensors`` file with the library's own keys.
+    """Load a ``.pt``, ``.pth``, ``.safetensors`` or ``.ckpt`` file with the library's keys, or a run's checkpoint.
 
     Args:
         model: The network, changed in place.

@@ -6,24 +6,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from lqf_lightning.data.augmentation import NoAugmentation
 from lqf_lightning.data.batch import Batch
-from lqf_lightning.data.dataset import Collate, ImageDataset, Record
+from lqf_lightning.data.dataset import ImageDataset, Record
 from lqf_lightning.data.images import Images
-from lqf_lightning.data.loader import TrainingLoader
+from lqf_lightning.data.loader import TrainingLoader, loader_options
 from lqf_lightning.data.manifest import Manifest
-from lqf_lightning.data.option import check_option
 from lqf_lightning.data.plan import Plan
 from lqf_lightning.data.pool import Pool
-from lqf_lightning.data.refusals import refuse_unlearnable, refuse_unusable
+from lqf_lightning.data.refusals import refuse_sizes, refuse_unlearnable, refuse_unusable, refuse_workers
 from lqf_lightning.data.sampler import SweepSampler, TrainingSampler, UnpaddedSampler
 from lqf_lightning.data.source import Source
 from lqf_lightning.data.world import World
+from lqf_lightning.teachers import View
 
 log = logging.getLogger(__name__)
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -82,17 +81,9 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_option("image_size", image_size, image_size >= 1, "at least 1", 224)
-        check_option("crop_fraction", crop_fraction, 0 < crop_fraction <= 1, "above 0 and at most 1", 0.875)
-        check_option("batch_size", batch_size, batch_size >= 1, "at least 1", 32)
         at_once = batch_size if eval_batch_size is None else eval_batch_size
-        check_option("eval_batch_size", eval_batch_size, at_once >= 1, "null or at least 1", "null")
-        check_option("num_workers", num_workers, num_workers is None or num_workers >= 0, "null or at least 0", "null")
-        if cache_images and num_workers:
-            raise ValueError(
-                f"data.cache_images=true keeps images in the main process, but data.num_workers={num_workers} loads "
-                "them in others; set data.num_workers=0"
-            )
+        refuse_sizes(image_size, crop_fraction, batch_size, at_once)
+        refuse_workers(num_workers, cache_images)
         self.source = source
         self.image_size, self.crop_fraction = image_size, crop_fraction
         self.batch_size, self.eval_batch_size = batch_size, at_once
@@ -194,7 +185,9 @@ class ImageDataModule(LightningDataModule):
                 f"data.drop_last=true leaves no training batch: {len(data)} samples are fewer than "
                 f"data.batch_size={self.batch_size}; set data.drop_last=false"
             )
-        return TrainingLoader(data, sampler, batch_size=batch_size, **self._options(world))
+        return TrainingLoader(
+            data, sampler, batch_size=batch_size, **loader_options(world, self.num_workers, self.image_size)
+        )
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Validation batches of this process, in order; the sizes of the shares may differ.
@@ -220,13 +213,30 @@ class ImageDataModule(LightningDataModule):
         """
         return self._evaluation_loader("train")
 
+    def view_dataloader(self, split: str, view: View) -> DataLoader[Batch]:
+        """Batches of this process, in order, as another network would evaluate them.
+
+        Args:
+            split: train, val or test.
+            view: Size and normalization of that network's images.
+
+        Returns:
+            A loader; the sizes of the shares may differ.
+        """
+        transform = NoAugmentation(view.image_size, view.crop_fraction)
+        data = ImageDataset(self._records(split), transform, (view.mean, view.std), self.seed)
+        return self._loader_of(data, size=view.image_size)
+
     def _evaluation_loader(self, split: str, sweeps: int = 0) -> DataLoader[Batch]:
+        return self._loader_of(self._evaluation_set(split), sweeps)
+
+    def _loader_of(self, data: ImageDataset, sweeps: int = 0, size: int | None = None) -> DataLoader[Batch]:
         world = World.find(self.trainer)
-        data = self._evaluation_set(split)
         share = {"rank": world.rank, "world_size": world.size}
         share["batch_size"] = math.ceil(self.eval_batch_size / world.size)
         sampler = SweepSampler(len(data), sweeps, **share) if sweeps else UnpaddedSampler(len(data), **share)
-        return DataLoader(data, batch_sampler=sampler, **self._options(world))  # type: ignore[arg-type]  # a map of Batch
+        options = {"batch_sampler": sampler, **loader_options(world, self.num_workers, size or self.image_size)}
+        return DataLoader(data, **options)  # type: ignore[arg-type]  # a map of Batch
 
     def _evaluation_set(self, split: str) -> ImageDataset:
         if split not in self._evaluated:
@@ -239,12 +249,3 @@ class ImageDataModule(LightningDataModule):
         rows = self.manifest.rows(split)
         columns = zip(rows["path"], rows["label"], rows["index"], strict=True)
         return [Record(*self._places[path], int(label), int(index)) for path, label, index in columns]
-
-    def _options(self, world: World) -> dict[str, Any]:
-        workers = world.share_cores() if self.num_workers is None else self.num_workers
-        return {
-            "collate_fn": Collate(self.image_size),
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }

@@ -1,13 +1,15 @@
-"""A loader of training batches that can stop and go on in the middle of an epoch."""
+"""Loaders: what they have in common, and one that can stop and go on in the middle of an epoch."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from lqf_lightning.data.batch import Batch
-from lqf_lightning.data.dataset import ImageDataset
+from lqf_lightning.data.dataset import Collate, ImageDataset
 from lqf_lightning.data.sampler import TrainingSampler
+from lqf_lightning.data.world import World
 
 
 class TrainingLoader(DataLoader[Batch]):
@@ -60,3 +62,23 @@ class TrainingLoader(DataLoader[Batch]):
         """
         self._resume = (state["epoch"], state["batches"])
         self._taken = self._resume
+
+
+def loader_options(world: World, num_workers: int | None, size: int) -> dict[str, Any]:
+    """What all loaders of a run have in common.
+
+    Args:
+        world: This process among the others.
+        num_workers: Worker processes; None: the cores of this process, up to 8.
+        size: Side of the images in pixels.
+
+    Returns:
+        Arguments of a `DataLoader`.
+    """
+    workers = world.share_cores() if num_workers is None else num_workers
+    return {
+        "collate_fn": Collate(size),
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "pin_memory": torch.cuda.is_available(),
+    }

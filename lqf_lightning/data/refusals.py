@@ -1,10 +1,44 @@
-"""Data sets that must not be trained on, told apart before anything is computed."""
+"""Data sets and options that cannot be trained with, told apart before anything is computed."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from lqf_lightning.data.option import check_option
 from lqf_lightning.data.source import Samples
+
+
+def refuse_sizes(image_size: int, crop_fraction: float, batch_size: int, eval_batch_size: int) -> None:
+    """Check the sizes of images and batches.
+
+    Args:
+        image_size: Side in pixels.
+        crop_fraction: Share of the shorter side that evaluation keeps.
+        batch_size: Samples per training step.
+        eval_batch_size: Samples per evaluation step.
+    """
+    check_option("image_size", image_size, image_size >= 1, "at least 1", 224)
+    check_option("crop_fraction", crop_fraction, 0 < crop_fraction <= 1, "above 0 and at most 1", 0.875)
+    check_option("batch_size", batch_size, batch_size >= 1, "at least 1", 32)
+    check_option("eval_batch_size", eval_batch_size, eval_batch_size >= 1, "null or at least 1", "null")
+
+
+def refuse_workers(num_workers: int | None, cache_images: bool) -> None:
+    """Check the number of worker processes.
+
+    Args:
+        num_workers: Worker processes per loader; None: chosen by the data module.
+        cache_images: Whether images are kept in the main process.
+
+    Raises:
+        ValueError: The workers would not find the images.
+    """
+    check_option("num_workers", num_workers, num_workers is None or num_workers >= 0, "null or at least 0", "null")
+    if cache_images and num_workers:
+        raise ValueError(
+            f"data.cache_images=true keeps images in the main process, but data.num_workers={num_workers} loads "
+            "them in others; set data.num_workers=0"
+        )
 
 
 def refuse_unusable(splits: Mapping[str, Samples]) -> None:
