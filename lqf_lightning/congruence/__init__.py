@@ -1,0 +1,36 @@
+"""Upgrades without regressions: what a new model breaks that the old one got right, and how to keep it from that."""
+
+from lqf_lightning.congruence.class_rows import align_classes as align_classes
+from lqf_lightning.congruence.diagonal_fisher import diagonal_fisher as diagonal_fisher
+from lqf_lightning.congruence.distances import kl_distance as kl_distance
+from lqf_lightning.congruence.distances import logit_difference_inhibition as logit_difference_inhibition
+from lqf_lightning.congruence.distances import logit_distance as logit_distance
+from lqf_lightning.congruence.flip_counts import FlipCounts as FlipCounts
+from lqf_lightning.congruence.flip_counts import FlipTally as FlipTally
+from lqf_lightning.congruence.flip_report import FlipReport as FlipReport
+from lqf_lightning.congruence.flip_report import flip_rates as flip_rates
+from lqf_lightning.congruence.flip_report import flip_report as flip_report
+from lqf_lightning.congruence.focal_filter import focal_mean as focal_mean
+from lqf_lightning.congruence.focal_filter import focal_weights as focal_weights
+from lqf_lightning.congruence.focal_filter import focus as focus
+from lqf_lightning.congruence.influence import influence_loss as influence_loss
+from lqf_lightning.congruence.interpolation import fisher_interpolate as fisher_interpolate
+from lqf_lightning.congruence.interpolation import interpolate as interpolate
+from lqf_lightning.congruence.intervals import Interval as Interval
+from lqf_lightning.congruence.intervals import compare_flips as compare_flips
+from lqf_lightning.congruence.intervals import flip_intervals as flip_intervals
+from lqf_lightning.congruence.intervals import joint_table as joint_table
+from lqf_lightning.congruence.matching import MatchedTargets as MatchedTargets
+from lqf_lightning.congruence.matching import match_targets as match_targets
+from lqf_lightning.congruence.matching import reference_targets as reference_targets
+from lqf_lightning.congruence.matching_problem import MatchingProblem as MatchingProblem
+from lqf_lightning.congruence.mixing import mixed_objective as mixed_objective
+from lqf_lightning.congruence.reestimate_batch_norm import reestimate_batch_norm as reestimate_batch_norm
+from lqf_lightning.congruence.soup import soup as soup
+from lqf_lightning.congruence.target_scale import TargetScale as TargetScale
+from lqf_lightning.congruence.target_scale import fitted_scale as fitted_scale
+from lqf_lightning.congruence.target_scale import scale_sums as scale_sums
+from lqf_lightning.congruence.tradeoff import HeldOutSamples as HeldOutSamples
+from lqf_lightning.congruence.tradeoff import TradeoffCurve as TradeoffCurve
+from lqf_lightning.congruence.tradeoff import strengths as strengths
+from lqf_lightning.congruence.tradeoff import tradeoff_curve as tradeoff_curve
