@@ -45,7 +45,7 @@ class Finetune(Method):
             raise ValueError(
                 f"`batch_norm` must be 'train' or 'frozen', got {batch_norm!r}. Set method.batch_norm=train"
             )
-        self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler"], logger=False)
+        self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "reference"], logger=False)
         self.batch_norm = batch_norm
         self._loss = choose_loss(loss, target_scale)
         self.model = backbone.model

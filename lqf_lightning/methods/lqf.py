@@ -2,27 +2,35 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lqf_lightning.backbones import Backbone
+from lqf_lightning.congruence.tradeoff import TradeoffCurve
 from lqf_lightning.data import Batch
-from lqf_lightning.linear import KFAC, LinearizedModel, RegularizationPath
+from lqf_lightning.linear import KFAC, RegularizationPath
 from lqf_lightning.linear.kernel import KernelForm
-from lqf_lightning.methods.intercept import is_intercept, tell_missing_intercept
-from lqf_lightning.methods.known_groups import known_groups
+from lqf_lightning.methods.linearized_method import LinearizedMethod
+from lqf_lightning.methods.logit_matching import LogitMatching
 from lqf_lightning.methods.losses import LossName, choose_loss
-from lqf_lightning.methods.lqf_refusals import refuse_options, refuse_strategy, refuse_weight_decay
-from lqf_lightning.methods.method import Method, OptimizerFactory, SchedulerFactory
+from lqf_lightning.methods.lqf_refusals import (
+    refuse_options,
+    refuse_other_solver,
+    refuse_strategy,
+    refuse_weight_decay,
+)
+from lqf_lightning.methods.matching_refusals import refuse_matching_options, refuse_reference
+from lqf_lightning.methods.method import OptimizerFactory, SchedulerFactory
 from lqf_lightning.methods.solvers import Acceleration, Solver, SolverName, make_solver
+from lqf_lightning.teachers import Reference
 
 Preconditioner = Callable[..., KFAC]
 
 
-class LQF(Method):
+class LQF(LinearizedMethod):
     r"""Fits ``f0(x) + J(x) dw`` to scaled one-hot targets (Achille et al., LQF, CVPR 2021).
 
     .. math:: \frac{1}{2n} \sum_i \lVert f_0(x_i) + J(x_i)\,dw - \alpha e_{y_i} \rVert^2
@@ -56,16 +64,23 @@ class LQF(Method):
             (the `preconditioner`), "none", or "auto": a sketch up to 8,000, else the preconditioner.
         normalize_step: Divide directions by the largest curvature that some training batches have after
             preconditioning: on these, learning rates below 2 are stable (below 3.8 with momentum 0.9). Others can be
-            steeper, small ones above all. Adaptive optimizers do not notice it. For ``sgd``.
+            steeper, small ones above all. A reference makes samples heavier: also by the largest weight,
+            1 + alpha + beta. Adaptive optimizers do not notice it. For ``sgd``.
         memory_gib: Memory for what a kernel is assembled from, in GiB; less takes more passes.
         kernel_folder: Folder that keeps finished parts of the kernel, so that an interrupted assembly goes on.
+        reference: A model in use today, to be matched (see `LogitMatching`); for training, not part of checkpoints.
+        alpha: How much every sample is held to the reference, in units of the loss to the labels.
+        beta: How much more it is where the reference is right.
+        reference_scale: What the reference's outputs are multiplied with, or "auto": fitted to the targets. For a
+            reference that has learned the same targets, 1.
+        tradeoff: Values of `alpha` and of `beta` whose combinations are compared on the validation set. For ``kernel``.
 
     Attributes:
         path: What every ridge would give, where ``ridge="auto"`` has compared them in this run, else None.
         path_form: Form of the kernel behind it: "full" is exact, "trace" a surrogate.
+        matching: The reference, if there is one.
+        tradeoff_curve: What `tradeoff` has compared in this run, else None.
     """
-
-    moves_buffers = False  # broadcasting the frozen ones would only make the linearized model fold them again
 
     def __init__(
         self,
@@ -90,12 +105,17 @@ class LQF(Method):
         normalize_step: bool = True,
         memory_gib: float = 4.0,
         kernel_folder: str | None = None,
+        reference: Reference | None = None,
+        alpha: float = 1.0,
+        beta: float = 5.0,
+        reference_scale: float | Literal["auto"] = "auto",
+        tradeoff: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         super().__init__(backbone, classes, optimizer=optimizer, scheduler=scheduler, layers=layers, group_lr=group_lr)
-        self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "preconditioner"], logger=False)
+        ignored = ["backbone", "optimizer", "scheduler", "preconditioner", "reference"]
+        self.save_hyperparameters(ignore=ignored, logger=False)
         refuse_options(self.hparams, preconditioner)
-        self.group_ridge = dict(group_ridge or {})
-        known_groups(backbone, list(self.group_ridge), "group_ridge")
+        refuse_matching_options(self.hparams)
         self.ridge = math.nan if ridge == "auto" else float(ridge)
         self.path: RegularizationPath | None = None
         self.path_form: KernelForm | None = None
@@ -104,30 +124,20 @@ class LQF(Method):
         self.preconditioner, self.preconditioner_samples = preconditioner, preconditioner_samples
         self.metric, self.tolerance, self.acceleration = metric, tolerance, acceleration
         self.normalize_step, self.memory_gib, self.kernel_folder = normalize_step, memory_gib, kernel_folder
-        side = backbone.image_size
-        names = [name for group in self.layers for name in backbone.groups[group]]
-        self.linearized = LinearizedModel(backbone.model, names, example=torch.randn(2, 3, side, side))
-        bias = f"{backbone.head}.bias"
-        self.intercept_name = bias if intercept and is_intercept(self.linearized, bias, side) else None
-        tell_missing_intercept(intercept, self.intercept_name, bias)
+        self.linearize(group_ridge, intercept)
+        self.matching: LogitMatching | None = None
+        self.tradeoff_curve: TradeoffCurve | None = None
+        if reference is not None:
+            self.hparams["reference_fingerprint"] = reference.fingerprint
+            self.matching = LogitMatching(
+                self, reference, alpha=alpha, beta=beta, scale=reference_scale, tradeoff=tradeoff
+            )
         self.solver: Solver = make_solver(solver, self)
         self.sweeps, self.automatic_optimization = self.solver.sweeps, self.solver.sweeps == 0
         self._stored_solver: str | None = None  # that of the checkpoint which a fit goes on from
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Outputs of the linearized network.
-
-        Args:
-            images: Normalized images (B, 3, H, W).
-
-        Returns:
-            Outputs (B, C), on the scale of the targets.
-        """
-        outputs: Tensor = self.linearized(images)
-        return outputs
-
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The chosen data term.
+        """The chosen loss to the labels, which evaluation reports.
 
         Args:
             logits: Outputs (B, C).
@@ -138,33 +148,18 @@ class LQF(Method):
         """
         return self._loss(logits, target)
 
-    def penalty(self) -> Tensor | float:
-        """Half the ridge times the squared distance from the pre-trained weights, in the metric of the groups.
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The data term of the objective: the loss to the labels, and what matching the reference adds.
+
+        Args:
+            logits: Outputs (B, C), B at least 1.
+            batch: The samples that they belong to.
 
         Returns:
-            A scalar.
+            A scalar, averaged over the batch.
         """
-        weights = self.penalty_weights()
-        norms = torch._foreach_norm([self.linearized.deltas[name] for name in weights])
-        squares = torch.stack(list(norms)).square()
-        return 0.5 * self.ridge * (squares * squares.new_tensor(list(weights.values()))).sum()
-
-    def penalty_weights(self) -> dict[str, float]:
-        """What the ridge is multiplied with, by parameter.
-
-        Returns:
-            Factor by parameter name, the intercept left out.
-        """
-        factors = {n: self.group_ridge.get(g, 1.0) for g in self.layers for n in self.backbone.groups[g]}
-        return {name: factors[name] for name in self.linearized.deltas if name != self.intercept_name}
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters dw, by the names of the weights they change.
-
-        Returns:
-            Name to parameter.
-        """
-        return self.linearized.deltas
+        loss = self.loss(logits, batch.target)
+        return loss if self.matching is None else loss + self.matching.penalty(logits, batch)
 
     def configure_optimizers(self) -> Any:
         """One parameter group per linearized layer group; exact solvers bring their own steps.
@@ -187,20 +182,15 @@ class LQF(Method):
         super().setup(stage)
         if stage == "fit":
             refuse_strategy(self.trainer.strategy)
+            refuse_reference(self.hparams, self.matching, cast(Any, self.trainer).datamodule)
             self.solver.check()
 
     def on_fit_start(self) -> None:
-        """Prepare the solver.
-
-        Raises:
-            ValueError: The checkpoint to go on from is that of another solver.
-        """
+        """Prepare the reference and the solver."""
         stored, self._stored_solver = self._stored_solver, None
-        if stored not in (None, self.hparams["solver"]):
-            raise ValueError(
-                f"the checkpoint was written with solver={stored}, which cannot go on with "
-                f"solver={self.hparams['solver']}. Set method.solver={stored}, or ckpt_path=null to start over"
-            )
+        refuse_other_solver(stored, self.hparams["solver"])
+        if self.matching is not None:
+            self.matching.start()
         self.solver.start()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]

@@ -118,6 +118,23 @@ def refuse_trainer(trainer: Trainer, solver: str, tolerance: float, double: bool
         )
 
 
+def refuse_other_solver(stored: str | None, solver: str) -> None:
+    """Check that a run goes on with the solver that it began with.
+
+    Args:
+        stored: Solver of the checkpoint to go on from, None without one.
+        solver: That of the method.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if stored not in (None, solver):
+        raise ValueError(
+            f"the checkpoint was written with solver={stored}, which cannot go on with solver={solver}. Set "
+            f"method.solver={stored}, or ckpt_path=null to start over"
+        )
+
+
 def refuse_strategy(strategy: Strategy) -> None:
     """Check how the model is distributed.
 

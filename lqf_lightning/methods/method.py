@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import Batch
 from lqf_lightning.methods.classification_metrics import NO_SAMPLE, classification_metrics
+from lqf_lightning.methods.divergence import refuse_divergence
 from lqf_lightning.methods.known_groups import known_groups
 from lqf_lightning.methods.rank_buffers import agree_on_buffers, broadcast_buffers_in_forward
 from lqf_lightning.methods.sample_mean import SampleMean
@@ -117,20 +118,33 @@ class Method(LightningModule):
             The objective, penalty included, and the detached outputs.
         """
         logits = self(batch.input)
-        noted = self.note_training(logits, batch.target)
+        noted = self.note_training(logits, batch)
         return noted | {"loss": noted["loss"] + self.penalty()}
 
-    def note_training(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The data term of the objective on a training batch, where it is more than the `loss` of evaluation.
+
+        Args:
+            logits: Outputs (B, C), B at least 1.
+            batch: The samples that they belong to.
+
+        Returns:
+            A scalar, averaged over the batch.
+        """
+        return self.loss(logits, batch.target)
+
+    def note_training(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Count outputs on training samples in ``train/loss`` and ``train/acc``.
 
         Args:
             logits: Outputs (B, C), B may be 0.
-            target: Class positions (B,).
+            batch: The samples that they belong to.
 
         Returns:
             The data term of the loss, and the detached outputs.
         """
-        data_loss = self.loss(logits, target) if len(target) else logits.sum()
+        target = batch.target
+        data_loss = self.training_loss(logits, batch) if len(target) else logits.sum()
         self.train_loss.update(data_loss.detach(), len(target))
         self.train_acc.update((logits.detach().argmax(-1) == target).float().mean(), len(target))
         self.log("train/loss", self.train_loss, on_step=False, on_epoch=True, prog_bar=True)
@@ -191,19 +205,8 @@ class Method(LightningModule):
         self.log_dict(values, sync_dist=True)  # equal on all ranks by now; this silences Lightning's advice
 
     def on_train_epoch_end(self) -> None:
-        """Stop a run whose loss is no longer a number, on all ranks alike.
-
-        Raises:
-            FloatingPointError: The training loss of the epoch is infinite or NaN.
-        """
-        loss = self.trainer.callback_metrics["train/loss"]
-        if not torch.isfinite(loss):
-            first = self.trainer.optimizers[0].param_groups[0]
-            raise FloatingPointError(
-                f"the training loss of epoch {self.current_epoch} is {loss.item()}: training diverged. Lower the "
-                f"learning rate (method.optimizer.lr, now {first.get('initial_lr', first['lr']):.3g}) "
-                "or check the images for non-finite values. Checkpoints of earlier epochs are kept."
-            )
+        """Stop a run whose loss is no longer a number, on all ranks alike."""
+        refuse_divergence(self.trainer.callback_metrics["train/loss"], self.current_epoch, self.trainer.optimizers[0])
 
     def configure_optimizers(self) -> Any:
         """One parameter group per trained layer group.

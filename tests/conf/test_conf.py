@@ -71,7 +71,7 @@ def test_method_files_and_tests_share_their_stem():
     from lqf_lightning import methods
 
     root = CONF.parent
-    for module in ("finetune", "lqf"):
+    for module in ("finetune", "focal_distillation", "lqf"):
         assert (CONF / "method" / f"{module}.yaml").exists()
         assert (Path(methods.__file__).parent / f"{module}.py").exists()
         assert (root / "tests" / "methods" / f"test_{module}.py").exists()

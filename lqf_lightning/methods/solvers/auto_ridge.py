@@ -3,16 +3,22 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from lqf_lightning.linear import (
     Kernel,
     KernelSpectrum,
+    QuadraticProblem,
     RegularizationPath,
     assemble_kernel,
     current_reducer,
+    held_out_accuracy,
+    held_out_cross_entropy,
+    held_out_press,
     mean_of_ridge,
     regularization_path,
 )
@@ -94,6 +100,10 @@ def settle_ridge(
 ) -> None:
     """Give a method without a ridge the one of the best leave-one-out accuracy, ties broken by the squared residual.
 
+    With a reference to match, leaving a sample out takes away its label and what the reference answers on it, and the
+    prediction is judged by the label, each sample counting once: what is matched is a means, the label is the end.
+    What a reference that was trained on the sample has handed on through its answers on others is not taken away.
+
     Args:
         method: The method, attached to a trainer.
         table: Its training samples.
@@ -103,14 +113,39 @@ def settle_ridge(
     if not math.isnan(method.ridge):
         return
     kernel = surrogate_kernel(method, table) if kernel is None else kernel
-    spectrum = KernelSpectrum(table.problem(method, ridge=1.0), kernel, scales or kernel_scales(method))
+    problem = table.problem(method, ridge=1.0)
+    spectrum = KernelSpectrum(problem, kernel, scales or kernel_scales(method))
     path = regularization_path(spectrum, watch=lambda ridges: track(ridges, "leave-one-out over ridges"))
+    if table.reference is not None:
+        path = judged_by_labels(path, problem, table.labels(method, ridge=1.0).target)
     chosen = path.choose(by="accuracy")
     accuracy = math.nan if path.accuracy is None else float(path.accuracy[(path.ridges - chosen).abs().argmin()])
     ridge = torch.tensor(mean_of_ridge(chosen, len(table.label)), dtype=torch.float64, device=method.device)
     method.ridge = float(current_reducer().broadcast_(ridge))  # rounding may break ties differently elsewhere
     method.path, method.path_form = path, kernel.form
     _tell(method, table, path, accuracy)
+
+
+def judged_by_labels(path: RegularizationPath, problem: QuadraticProblem, target: Tensor) -> RegularizationPath:
+    """Judge leave-one-out predictions by targets other than those that are fitted, samples counting alike.
+
+    Args:
+        path: Leave-one-out of the problem that is fitted.
+        problem: That problem.
+        target: Targets to judge by (n, C), largest at the right class.
+
+    Returns:
+        The path with residuals, PRESS, accuracy and cross-entropy of these targets; the rest stays as it is.
+    """
+    predictions = problem.target.double() - path.residual
+    several = problem.outputs > 1
+    return replace(
+        path,
+        residual=target.double() - predictions,
+        press=held_out_press(predictions, target),
+        accuracy=held_out_accuracy(predictions, target) if several else None,
+        cross_entropy=held_out_cross_entropy(predictions, target)[0] if several else None,
+    )
 
 
 def _tell(method: "LQF", table: TrainingTable, path: RegularizationPath, accuracy: float) -> None:

@@ -74,7 +74,7 @@ class ConjugateGradients(ExactSolver):
             self._resume(kept)
         else:
             if "problem" in kept:
-                log.warning("samples, labels, penalty or acceleration have changed: conjugate gradients start anew")
+                log.warning("samples, targets, penalty or acceleration have changed: conjugate gradients start anew")
             self.descent = self._begin(problem, moved)
         self.certificate = self.descent.certificate
 
@@ -147,7 +147,7 @@ class ConjugateGradients(ExactSolver):
             descent.receive_sides(*self.summed(self._pull))
             self.place(descent.movement, descent.intercept)
             self.report(descent.certificate)
-        return method.note_training(self._outputs[rows].to(batch.input.dtype), batch.target)
+        return method.note_training(self._outputs[rows].to(batch.input.dtype), batch)
 
     def end_epoch(self) -> None:
         """Stop when the certificate is good enough."""

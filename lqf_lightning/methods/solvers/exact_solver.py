@@ -51,8 +51,7 @@ class ExactSolver(Solver):
             ValueError: It is.
         """
         method, name = self.method, self.method.hparams["solver"]
-        double = next(method.parameters()).dtype == torch.float64
-        refuse_trainer(method.trainer, name, method.tolerance, double)
+        refuse_trainer(method.trainer, name, method.tolerance, next(method.parameters()).dtype == torch.float64)
         data = self.data_module()
         samples, limit = len(data.fixed_train_dataloader().dataset), self.most_rows
         if limit is not None and samples * len(method.classes) > limit:
@@ -66,7 +65,7 @@ class ExactSolver(Solver):
             log.info("solver=%s sees training images as they are evaluated: data.augmentation plays no part", name)
 
     def start(self) -> None:
-        """Collect the training samples.
+        """Collect the training samples, and what the reference answers on them.
 
         Raises:
             ValueError: The checkpoint to go on from was written within an epoch.
@@ -78,6 +77,8 @@ class ExactSolver(Solver):
             )
         self._next, self.certificate = 0, None
         self.table = TrainingTable.collect(self.method)
+        if self.method.matching is not None and self.table.reference is not None:
+            self.method.matching.remember(self.table.index, self.table.reference)
 
     @property
     def batches_per_sweep(self) -> int:

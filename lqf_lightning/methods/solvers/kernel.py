@@ -19,10 +19,12 @@ from lqf_lightning.linear import (
     current_reducer,
 )
 from lqf_lightning.methods.solvers.auto_ridge import penalized_groups, settle_ridge
+from lqf_lightning.methods.solvers.compare_strengths import compare_strengths
 from lqf_lightning.methods.solvers.exact_solver import ExactSolver
 from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
 from lqf_lightning.methods.solvers.tensor_folder import TensorFolder
 from lqf_lightning.methods.solvers.training_images import TrainingImages
+from lqf_lightning.methods.solvers.validation_table import ValidationTable
 from lqf_lightning.progress import track
 
 if TYPE_CHECKING:
@@ -64,23 +66,32 @@ class KernelSolver(ExactSolver):
             return
         groups, scales = _merged(method)
         self._tell_size(len(groups))
-        kernel = assemble_kernel(
+        watched = self._watched()
+        pair = assemble_kernel(
             method.linearized,
             groups,
             TrainingImages(method),
+            () if watched is None else TrainingImages(method, watched.loader),
             index=self.table.own_index,
-            other_index=self.table.own_index[:0],
+            other_index=self.table.own_index[:0] if watched is None else watched.own_index,
             budget=int(method.memory_gib * 2**30),
             limit=_LIMIT,
             reducer=current_reducer(),
             store=TensorFolder(method.kernel_folder) if method.kernel_folder else None,
             watch=lambda items: track(items, "kernel"),
-        ).train
+        )
+        kernel = pair.train
         settle_ridge(method, self.table, kernel, scales)
+        if watched is not None and pair.cross is not None:
+            method.tradeoff_curve = compare_strengths(method, self.table, watched, (kernel, pair.cross), scales)
         problem = self.table.problem(method)
         inverse = DualPrecondition(problem, kernel, scales)
         self.factor = inverse.factor
         self.descent = self._descend(problem, inverse)
+
+    def _watched(self) -> ValidationTable | None:
+        matching = self.method.matching
+        return None if matching is None or matching.tradeoff is None else ValidationTable.collect(self.method, matching)
 
     def _descend(self, problem: QuadraticProblem, inverse: DualPrecondition) -> CoefficientDescent:
         # The kernel is rounded. With the factor as a preconditioner a step or two of conjugate gradients reach the
@@ -101,8 +112,27 @@ class KernelSolver(ExactSolver):
 
     @property
     def most_rows(self) -> int:
-        """Most samples times classes: fewer if a ridge is chosen, which takes eigenvectors."""
-        return _PATH_LIMIT if self.method.hparams["ridge"] == "auto" else _LIMIT
+        """Most samples times classes: fewer if a ridge or strengths are compared, which may take eigenvectors."""
+        options = self.method.hparams
+        return _PATH_LIMIT if options["ridge"] == "auto" or options["tradeoff"] is not None else _LIMIT
+
+    def check(self) -> None:
+        """Refuse what `ExactSolver` refuses, and a validation set that is too large to compare strengths on.
+
+        Raises:
+            ValueError: It is.
+        """
+        super().check()
+        method = self.method
+        if method.hparams["tradeoff"] is None:
+            return
+        samples = len(self.data_module().val_dataloader().dataset)
+        if samples * len(method.classes) > _LIMIT:
+            raise ValueError(
+                f"tradeoff is for at most {_LIMIT} validation samples times classes, got {samples} x "
+                f"{len(method.classes)} = {samples * len(method.classes)}. Set data.val_fraction lower, or "
+                "method.tradeoff=null"
+            )
 
     def _tell_size(self, groups: int) -> None:
         samples, outputs = self.table.initial.shape
@@ -125,7 +155,7 @@ class KernelSolver(ExactSolver):
             self.report(self.descent.certificate)
             self._key = self._problem_key()
         rows = torch.searchsorted(self.table.index, batch.index)
-        return self.method.note_training(self.descent.outputs[rows].to(batch.input.dtype), batch.target)
+        return self.method.note_training(self.descent.outputs[rows].to(batch.input.dtype), batch)
 
     def _problem_key(self) -> dict[str, Any]:
         return problem_key(self.method, self.table, "kernel", Metric(self.method.penalty_weights()))

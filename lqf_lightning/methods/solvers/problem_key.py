@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lqf_lightning.linear import Metric
+from lqf_lightning.linear import Metric, QuadraticProblem
 from lqf_lightning.methods.solvers.training_table import TrainingTable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def problem_key(method: "LQF", table: TrainingTable, acceleration: str, metric: 
         Tensors and plain values, for a checkpoint.
     """
     ones = {n: torch.ones_like(d) for n, d in method.linearized.deltas.items() if n != method.intercept_name}
-    return {
+    key = {
         "ridge": method.ridge,
         "target_scale": method.target_scale,
         "metric": method.metric,
@@ -41,6 +41,13 @@ def problem_key(method: "LQF", table: TrainingTable, acceleration: str, metric: 
         "metric_norm": torch.tensor(metric.squared_norm(ones), dtype=torch.float64),
         "initial": table.initial.norm(dim=1),
     }
+    return key if table.reference is None else key | _matched(table.problem(method, ridge=1.0))
+
+
+def _matched(problem: QuadraticProblem) -> dict[str, Tensor]:
+    # One number per sample tells targets apart, an exchange of classes included.
+    pattern = torch.cos(torch.arange(problem.outputs, dtype=torch.float64)).to(problem.target.device)
+    return {"weight": problem.root_weight.square().squeeze(1), "target": problem.target.double() @ pattern}
 
 
 def is_same_problem(kept: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -51,7 +58,7 @@ def is_same_problem(kept: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         now: Key of the run.
 
     Returns:
-        Whether they have the same samples, labels, outputs at the start and penalty.
+        Whether they have the same samples, labels, outputs at the start, reference to match and penalty.
     """
     return kept.keys() == now.keys() and all(_agree(kept[name], value) for name, value in now.items())
 

@@ -8,7 +8,7 @@ from lqf_lightning.linear import KFAC, current_reducer, top_curvature
 from lqf_lightning.methods.solvers.auto_ridge import settle_ridge
 from lqf_lightning.methods.solvers.curvature_samples import curvature_samples, fit_preconditioner
 from lqf_lightning.methods.solvers.solver import Solver
-from lqf_lightning.methods.solvers.training_table import TrainingTable
+from lqf_lightning.methods.solvers.training_table import TrainingTable, training_batches
 
 if TYPE_CHECKING:
     from lqf_lightning.methods.lqf import LQF
@@ -40,9 +40,13 @@ class StochasticDescent(Solver):
         method = self.method
         if math.isnan(method.ridge):
             settle_ridge(method, TrainingTable.collect(method))
+        elif method.matching is not None:
+            method.matching.settle_scale_by(training_batches(method, "outputs of the reference"))
         self.kfac = fit_preconditioner(method)
         if method.normalize_step:
-            self.top_curvature = self._measure_top_curvature()
+            # Measured without sample weights, which depend on the augmentation: the largest bounds them all.
+            heaviest = 1.0 if method.matching is None else method.matching.heaviest
+            self.top_curvature = heaviest * self._measure_top_curvature()
             log.info("learning rates are divided by the top curvature of a batch, %.4g", self.top_curvature)
 
     def _measure_top_curvature(self) -> float:
@@ -76,7 +80,8 @@ class StochasticDescent(Solver):
             FloatingPointError: The loss is beyond what steps of the right length can give.
         """
         method = self.method
-        loss, nothing = float(method.trainer.callback_metrics["train/loss"]), 0.5 * method.target_scale**2
+        loss = float(method.trainer.callback_metrics["train/loss"])
+        nothing = 0.5 * method.target_scale**2 if method.matching is None else method.matching.loss_of_nothing
         if method.squared and math.isfinite(loss) and loss > _HOPELESS * nothing:
             raise FloatingPointError(
                 f"the training loss of epoch {method.current_epoch} is {loss:.3g}, that of predicting zeros about "

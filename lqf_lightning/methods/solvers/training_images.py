@@ -1,10 +1,12 @@
-"""The images of this rank's training samples, read anew in every pass."""
+"""The images of this rank's samples, read anew in every pass."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from lqf_lightning.data import Batch
 from lqf_lightning.methods.solvers.training_table import on_device
 
 if TYPE_CHECKING:
@@ -16,10 +18,12 @@ class TrainingImages:
 
     Args:
         method: The method, attached to a trainer.
+        loader: Samples of this rank; None takes the training samples.
     """
 
-    def __init__(self, method: "LQF") -> None:
-        self.method, self.loader = method, method.solver.data_module().fixed_train_dataloader()
+    def __init__(self, method: "LQF", loader: DataLoader[Batch] | None = None) -> None:
+        self.method = method
+        self.loader = method.solver.data_module().fixed_train_dataloader() if loader is None else loader
 
     def __len__(self) -> int:
         """Count the batches, for progress bars.

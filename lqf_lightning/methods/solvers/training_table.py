@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
+from torch.utils.data import DataLoader
 
 from lqf_lightning.data import Batch
-from lqf_lightning.linear import QuadraticProblem, Shard, current_reducer, exactly, ridge_of_mean
+from lqf_lightning.linear import QuadraticProblem, Shard, current_reducer, ridge_of_mean
+from lqf_lightning.methods.solvers.sample_columns import Column, gather_columns, output_at_start
 from lqf_lightning.progress import track
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ class TrainingTable:
         initial: Output at the pre-trained weights (n, C).
         own_index: Index of this rank's samples, in the order of its batches.
         shard: Where they are among the rows.
+        reference: What the method's reference answers (n, C_old), if it has one.
     """
 
     index: Tensor
@@ -33,10 +37,11 @@ class TrainingTable:
     initial: Tensor
     own_index: Tensor
     shard: Shard
+    reference: Tensor | None = None
 
     @classmethod
     def collect(cls, method: "LQF") -> "TrainingTable":
-        """Evaluate the network on the training samples, one pass.
+        """Evaluate the network, and the reference if there is one, on the training samples, one pass.
 
         Args:
             method: The method, attached to a trainer.
@@ -44,23 +49,18 @@ class TrainingTable:
         Returns:
             The table.
         """
-        indices, labels, outputs = [], [], []
-        for batch in training_batches(method, "outputs before training"):
-            if len(batch.target):
-                indices.append(batch.index)
-                labels.append(batch.target)
-                outputs.append(_at_start(method, batch.input))
-        empty = torch.zeros(0, dtype=torch.int64, device=method.device)
-        own = torch.cat([empty, *indices])
-        rows = torch.cat([torch.zeros(0, len(method.classes), device=method.device), *outputs])
-        reducer = current_reducer()
-        initial, index = reducer.gather_rows(rows.double(), own)
-        label, _ = reducer.gather_rows(torch.cat([empty, *labels]), own)
-        shard = Shard(torch.searchsorted(index, own), len(index), reducer)
-        return cls(index, label, initial, own, shard)
+        matching, outputs = method.matching, len(method.classes)
+        columns = {"label": Column.labels(), "initial": Column(partial(output_at_start, method), outputs)}
+        if matching is not None:
+            columns["reference"] = Column(matching.outputs, len(matching.reference.classes))
+        own, index, rows = gather_columns(method, training_batches(method, "outputs before training"), columns)
+        if matching is not None:
+            matching.settle_scale(rows["reference"], rows["label"])
+        shard = Shard(torch.searchsorted(index, own), len(index), current_reducer())
+        return cls(index, rows["label"], rows["initial"], own, shard, rows.get("reference"))
 
-    def problem(self, method: "LQF", ridge: float | None = None) -> QuadraticProblem:
-        """The objective over the samples, in sum form.
+    def labels(self, method: "LQF", ridge: float | None = None) -> QuadraticProblem:
+        """The objective over the samples, in sum form, that has nothing but labels to learn from.
 
         Args:
             method: The method.
@@ -72,6 +72,21 @@ class TrainingTable:
         target = method.target_scale * one_hot(self.label, len(method.classes)).to(self.initial)
         strength = ridge_of_mean(method.ridge, len(self.label)) if ridge is None else ridge
         return QuadraticProblem(self.initial, target, strength, intercept=method.intercept_name is not None)
+
+    def problem(self, method: "LQF", ridge: float | None = None) -> QuadraticProblem:
+        """The objective that the method minimizes, in sum form and up to a constant.
+
+        Args:
+            method: The method.
+            ridge: lambda; None takes the method's mu.
+
+        Returns:
+            The problem, its targets and sample weights those of labels and reference together.
+        """
+        labels, matching = self.labels(method, ridge), method.matching
+        if matching is None or self.reference is None:
+            return labels
+        return matching.problem(labels, self.reference, self.label).at(matching.alpha, matching.beta)
 
     def check_order(self, index: Tensor, rows: slice) -> None:
         """Make sure that a batch of a sweep holds the samples that are expected.
@@ -91,11 +106,6 @@ class TrainingTable:
             )
 
 
-def _at_start(method: "LQF", images: Tensor) -> Tensor:
-    with exactly(images.device, False):
-        return method.linearized.folded(images).value(images)
-
-
 def training_batches(method: "LQF", description: str) -> Iterator[Batch]:
     """This rank's training samples as they are evaluated, on the device of the method.
 
@@ -106,7 +116,20 @@ def training_batches(method: "LQF", description: str) -> Iterator[Batch]:
     Yields:
         Batches.
     """
-    loader = method.solver.data_module().fixed_train_dataloader()
+    yield from fixed_batches(method, method.solver.data_module().fixed_train_dataloader(), description)
+
+
+def fixed_batches(method: "LQF", loader: DataLoader[Batch], description: str) -> Iterator[Batch]:
+    """Samples of any loader, on the device of the method.
+
+    Args:
+        method: The method, attached to a trainer.
+        loader: Samples of this rank.
+        description: Of the work, for the progress bar.
+
+    Yields:
+        Batches.
+    """
     for batch in track(loader, description, total=len(loader)):
         yield on_device(method, batch)
 

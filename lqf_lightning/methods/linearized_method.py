@@ -1,0 +1,85 @@
+"""A method whose network is its first-order expansion, held to the pre-trained weights by a quadratic penalty."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lqf_lightning.linear import LinearizedModel
+from lqf_lightning.methods.intercept import is_intercept, tell_missing_intercept
+from lqf_lightning.methods.known_groups import known_groups
+from lqf_lightning.methods.method import Method
+
+
+class LinearizedMethod(Method):
+    """Predicts ``f0(x) + J(x) dw``, and penalizes ``dw``; subclasses call `linearize` and say what is fitted.
+
+    Attributes:
+        linearized: The network's expansion at its pre-trained weights.
+        group_ridge: Factor of the ridge per layer group.
+        intercept_name: The bias of the head, where it is free of penalty; else None.
+        ridge: Strength of the penalty, in the mean form.
+    """
+
+    moves_buffers = False  # broadcasting the frozen ones would only make the linearized model fold them again
+    linearized: LinearizedModel
+    group_ridge: dict[str, float]
+    intercept_name: str | None
+    ridge: float
+
+    def linearize(self, group_ridge: Mapping[str, float] | None, intercept: bool) -> None:
+        """Expand the network of the backbone.
+
+        Args:
+            group_ridge: Factor of the ridge per layer group, 1 where absent.
+            intercept: Whether the bias of the head is free of penalty.
+        """
+        backbone = self.backbone
+        self.group_ridge = dict(group_ridge or {})
+        known_groups(backbone, list(self.group_ridge), "group_ridge")
+        side = backbone.image_size
+        names = [name for group in self.layers for name in backbone.groups[group]]
+        self.linearized = LinearizedModel(backbone.model, names, example=torch.randn(2, 3, side, side))
+        bias = f"{backbone.head}.bias"
+        self.intercept_name = bias if intercept and is_intercept(self.linearized, bias, side) else None
+        tell_missing_intercept(intercept, self.intercept_name, bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs of the linearized network.
+
+        Args:
+            images: Normalized images (B, 3, H, W).
+
+        Returns:
+            Outputs (B, C), on the scale of the targets.
+        """
+        outputs: Tensor = self.linearized(images)
+        return outputs
+
+    def penalty(self) -> Tensor | float:
+        """Half the ridge times the squared distance from the pre-trained weights, in the metric of the groups.
+
+        Returns:
+            A scalar.
+        """
+        weights = self.penalty_weights()
+        norms = torch._foreach_norm([self.linearized.deltas[name] for name in weights])
+        squares = torch.stack(list(norms)).square()
+        return 0.5 * self.ridge * (squares * squares.new_tensor(list(weights.values()))).sum()
+
+    def penalty_weights(self) -> dict[str, float]:
+        """What the ridge is multiplied with, by parameter.
+
+        Returns:
+            Factor by parameter name, the intercept left out.
+        """
+        factors = {n: self.group_ridge.get(g, 1.0) for g in self.layers for n in self.backbone.groups[g]}
+        return {name: factors[name] for name in self.linearized.deltas if name != self.intercept_name}
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters dw, by the names of the weights they change.
+
+        Returns:
+            Name to parameter.
+        """
+        return self.linearized.deltas
