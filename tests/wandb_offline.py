@@ -18,7 +18,7 @@ _BLOCK, _HEADER, _FILE_HEADER = 32 * 1024, 7, 7
 
 @dataclass
 class OfflineRun:
-    """One run: its identity, configuration, logged rows, files and how it ended."""
+    """One run: its identity, configuration, logged rows, files, files of each artifact, and how it ended."""
 
     folder: Path
     id: str = ""
@@ -28,10 +28,16 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     exit_code: int | None = None
+    artifacts: list[dict[str, Path]] = field(default_factory=list)
 
     def series(self, key: str) -> list[Any]:
         """Values logged under a key, in order; the parts of the key are separated as W&B nests them."""
         return [row[key] for row in self.history if key in row]
+
+    def table(self, key: str) -> tuple[dict[str, Any], dict[str, Path]]:
+        """The last table logged under a key, and the files that it refers to; both are in an artifact of their own."""
+        files = [files for files in self.artifacts if f"{key}.table.json" in files][-1]
+        return json.loads(files[f"{key}.table.json"].read_text()), files
 
     def picture(self, key: str) -> Path:
         """The file of the last image logged under a key."""
@@ -51,6 +57,9 @@ def read_run(path: Path) -> OfflineRun:
                 run.config |= _values(record.config.update)
             case "history":
                 run.history.append(_values(record.history.item))
+            case "artifact":
+                contents = record.artifact.manifest.contents
+                run.artifacts.append({entry.path: Path(entry.local_path) for entry in contents})
             case "exit":
                 run.exit_code = record.exit.exit_code
     return run
