@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torchvision
@@ -19,6 +20,7 @@ from lqf_lightning.teachers import EnsembleTeacher, FrozenTeacher, Reference, St
 
 log = logging.getLogger(__name__)
 _IMAGENET = 1000
+_open: WeakValueDictionary[tuple[str, int], FrozenTeacher] = WeakValueDictionary()
 
 
 def open_references(config: DictConfig, key: str, classes: Sequence[str] | None = None) -> dict[str, Any]:
@@ -67,18 +69,58 @@ def open_reference(spec: Any, classes: Sequence[str] | None = None) -> Reference
         raise TypeError(
             f"`reference` must be a name, a list or a mapping, got {spec!r}. Set reference=RUN/checkpoints/best.ckpt"
         )
-    text = str(spec)
-    if glob.has_magic(text):
-        found = sorted(glob.glob(text, recursive=True))
-        if not found:
-            raise ValueError(f"no file matches {text}. Set reference=RUN/checkpoints/best.ckpt")
-        log.info("%s matches %d models", text, len(found))
+    found = matching_paths(spec)
+    if len(found) > 1:
         return open_reference(found, classes)
-    if text.endswith(".parquet"):
-        return StoredPredictions.read(text)
-    if text.endswith(".ckpt") or Path(text).exists():
-        return _checkpoint(Path(text).expanduser().absolute())
-    return _library_model({"name": text}, classes)
+    path = Path(found[0]).expanduser().absolute()
+    if path.suffix == ".parquet":
+        return StoredPredictions.read(path, classes or ())
+    if path.suffix == ".ckpt":
+        return _checkpoint(path)
+    if _looks_like_a_path(str(spec)):
+        raise ValueError(_explain(path))
+    return _library_model({"name": str(spec)}, classes)
+
+
+def matching_paths(spec: Any) -> list[str]:
+    """Expand lists of paths and patterns.
+
+    Args:
+        spec: A path, a pattern such as ``multirun/*/checkpoints/best.ckpt``, or a list of these; names of other things
+            stay as they are.
+
+    Returns:
+        Paths and names; of a pattern those of all files that match, sorted. What exists is taken literally, even with
+        brackets in its name.
+
+    Raises:
+        ValueError: No file matches a pattern.
+    """
+    if isinstance(spec, (list, tuple, ListConfig)):
+        return [path for entry in spec for path in matching_paths(entry)]
+    text = str(Path(spec).expanduser()) if str(spec).startswith("~") else str(spec)
+    if not glob.has_magic(text) or Path(text).exists():
+        return [text]
+    found = sorted(glob.glob(text, recursive=True))
+    if not found:
+        raise ValueError(f"no file matches {text}. Set reference=RUN/checkpoints/best.ckpt")
+    log.info("%s matches %d models", text, len(found))
+    return found
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return "/" in text or Path(text).suffix.lower() in (".csv", ".json", ".pt", ".pth", ".safetensors", ".onnx")
+
+
+def _explain(path: Path) -> str:
+    inside = sorted(path.glob("checkpoints/*.ckpt")) or sorted(path.glob("*.ckpt"))
+    if inside:
+        return f"{path} is a folder. Set reference={inside[0]}"
+    what = "is neither a checkpoint (.ckpt) nor a Parquet file of predictions" if path.exists() else "does not exist"
+    return (
+        f"{path} {what}. Set reference=RUN/checkpoints/best.ckpt, or for weights alone "
+        "'reference={name: resnet50, weights: FILE}'"
+    )
 
 
 def _models(entry: Any, classes: Sequence[str] | None) -> Iterable[FrozenTeacher]:
@@ -92,7 +134,19 @@ def _models(entry: Any, classes: Sequence[str] | None) -> Iterable[FrozenTeacher
 
 
 def _checkpoint(path: Path) -> FrozenTeacher:
-    run = run_config(path)
+    # Method and callbacks name the same models: what one of them holds open, the others share.
+    key = (str(path), path.stat().st_mtime_ns if path.is_file() else 0)
+    known = _open.get(key)
+    if known is None:
+        known = _open[key] = _read_checkpoint(path)
+    return known
+
+
+def _read_checkpoint(path: Path) -> FrozenTeacher:
+    try:
+        run = run_config(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(str(error).replace("Set checkpoint=", "Set reference=")) from None
     stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     classes = list(stored["hyper_parameters"]["classes"])
     with open_dict(run):
@@ -105,14 +159,20 @@ def _checkpoint(path: Path) -> FrozenTeacher:
     view = View(run.data.image_size, run.data.crop_fraction, backbone.mean, backbone.std)
     plain = backbone if getattr(method, "model", None) is backbone.model else None
     name = f"{path.parent.parent.name}/{path.stem}"
-    return FrozenTeacher(method, classes, view, name, plain)
+    manifest = path.parent.parent / "manifest.parquet"
+    return FrozenTeacher(method, classes, view, name, plain, manifest=manifest if manifest.exists() else None)
 
 
 def _library_model(options: dict[str, Any], classes: Sequence[str] | None) -> FrozenTeacher:
     if "name" not in options:
         raise ValueError(f"got reference={options}, expected a `name` in it. Set reference.name=resnet50")
     name = str(options["name"])
-    architecture = find_architecture(name, options.get("library"))
+    try:
+        architecture = find_architecture(name, options.get("library"))
+    except ValueError as error:
+        raise ValueError(
+            f"reference={name}: {error} For a model of yours, set reference=RUN/checkpoints/best.ckpt"
+        ) from error
     with torch.random.fork_rng(devices=[]):
         backbone = create_backbone(**{"num_classes": _IMAGENET, **options})
     labels = _imagenet_names(architecture.library, name, classes or ())

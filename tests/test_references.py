@@ -1,6 +1,7 @@
 """Opening models by name: what comes out answers as the model itself does."""
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -101,7 +102,9 @@ def test_the_shell_opens_options_called_reference(runs):
     ("spec", "error", "message"),
     [
         ("nothing/*.ckpt", ValueError, "no file matches"),
-        ("nothing/best.ckpt", FileNotFoundError, "no checkpoint at"),
+        ("nothing/best.ckpt", FileNotFoundError, "Set reference=RUN"),
+        ("nothing/best", ValueError, "does not exist. Set reference=RUN"),
+        ("predictions.csv", ValueError, "does not exist"),
         ("resnet50000", ValueError, "Nearest names"),
         (7, TypeError, "`reference` must be"),
         ([], ValueError, "at least one member"),
@@ -112,6 +115,31 @@ def test_the_shell_opens_options_called_reference(runs):
 def test_what_cannot_be_opened_is_explained(spec, error, message):
     with pytest.raises(error, match=re.escape(message)):
         open_reference(spec)
+
+
+def test_brackets_in_the_name_of_a_folder_are_no_pattern(runs, tmp_path):
+    root, _ = runs
+    folder = tmp_path / "[old] *run"
+    shutil.copytree(root / "finetune", folder)
+    expected = open_reference(str(root / "finetune/checkpoints/best.ckpt"))
+    assert open_reference(str(folder / "checkpoints/best.ckpt")).fingerprint == expected.fingerprint
+    with pytest.raises(ValueError, match=r"is a folder. Set reference=.*checkpoints/best.ckpt"):
+        open_reference(str(folder))
+
+
+def test_files_of_other_kinds_are_told_apart(tmp_path):
+    (tmp_path / "old.csv").write_text("index,prediction")
+    with pytest.raises(ValueError, match=r"neither a checkpoint .* nor a Parquet file"):
+        open_reference(str(tmp_path / "old.csv"))
+
+
+def test_a_checkpoint_that_is_open_is_not_opened_again(runs):
+    root, _ = runs
+    path = str(root / "finetune/checkpoints/best.ckpt")
+    first = open_reference(path)
+    assert open_reference([path]) is first
+    (root / "finetune/checkpoints/best.ckpt").touch()
+    assert open_reference(path) is not first
 
 
 def test_paths_of_references_are_written_absolute(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """From a source of images to the batches of one process."""
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -232,8 +231,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader_of(self, data: ImageDataset, sweeps: int = 0, size: int | None = None) -> DataLoader[Batch]:
         world = World.find(self.trainer)
-        share = {"rank": world.rank, "world_size": world.size}
-        share["batch_size"] = math.ceil(self.eval_batch_size / world.size)
+        share = {"rank": world.rank, "world_size": world.size, "batch_size": -(-self.eval_batch_size // world.size)}
         sampler = SweepSampler(len(data), sweeps, **share) if sweeps else UnpaddedSampler(len(data), **share)
         options = {"batch_sampler": sampler, **loader_options(world, self.num_workers, size or self.image_size)}
         return DataLoader(data, **options)  # type: ignore[arg-type]  # a map of Batch

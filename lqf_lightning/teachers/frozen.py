@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -23,6 +24,7 @@ class FrozenTeacher(nn.Module):
         view: How it wants its images.
         name: What to call it.
         backbone: The plain network whose weights `model` uses as they are, if it is one: its features are then known.
+        manifest: File that lists the samples of its run, if it is known: which images it was trained on.
 
     Attributes:
         fingerprint: Hash of weights, buffers, classes and view: equal answers for equal fingerprints.
@@ -33,7 +35,14 @@ class FrozenTeacher(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, classes: Sequence[str], view: View, name: str, backbone: Backbone | None = None
+        self,
+        model: nn.Module,
+        classes: Sequence[str],
+        view: View,
+        name: str,
+        backbone: Backbone | None = None,
+        *,
+        manifest: Path | None = None,
     ) -> None:
         super().__init__()
         if len(set(classes)) < len(classes):
@@ -41,6 +50,7 @@ class FrozenTeacher(nn.Module):
             raise ValueError(f"{name} has several classes of the same name, so that it cannot be compared: {twice[:5]}")
         self.model = model.requires_grad_(False)
         self.classes, self.view, self.name, self.backbone = list(classes), view, name, backbone
+        self.manifest = manifest
         self.members = (self,)
         self.fingerprint = fingerprint(model, repr((self.classes, view)))
         self.eval()

@@ -39,9 +39,30 @@ class SharedClasses:
                 "predictions cannot be compared. Set reference to a model of the same classes, or rename the folders"
             )
         self.same = list(new) == list(old)
+        self._new, self._old = list(new), list(old)
         self._position = torch.tensor([known.get(name, -1) for name in new])
         self.new_columns = torch.tensor([position for position, name in enumerate(new) if name in known])
         self.old_columns = self._position[self.new_columns]
+
+    def difference(self) -> str:
+        """Tell which classes the old model lacks; that it knows more than the new one is nothing to remark on.
+
+        Returns:
+            A sentence for a log, empty if it lacks none.
+
+        Example:
+            >>> SharedClasses(["blue", "verde"], ["blue", "green"]).difference()[:71]
+            'the old model does not know [verde]; it knows [green], which the data l'
+        """
+        shared = set(self.names)
+        lacks, has = ([name for name in names if name not in shared] for names in (self._new, self._old))
+        if not lacks:
+            return ""
+        instead = f"; it knows {_list(has)}, which the data lack" if has else ""
+        return (
+            f"the old model does not know {_list(lacks)}{instead}: classes are matched by name, and samples of others "
+            "are left out of what is compared. Rename the class folders if they mean the same"
+        )
 
     def old_position(self, target: Tensor) -> Tensor:
         """Translate class positions.

@@ -14,16 +14,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-_NEEDED = ("index", "prediction")
+from lqf_lightning.teachers.prediction_table import checked_predictions, stacked_logits
 
 
 class StoredPredictions:
     """What a model predicted for the samples of a manifest: a model in use, known by its answers alone.
 
     The file is a Parquet table with a row per sample: `index` (row of the manifest) and `prediction` (class name); as
-    far as they are known also `split`, `confidence` (probability of the prediction), `logits` (one number per class)
-    and `sha` (content hash of the image, checked where it is there). The class names, in the order of the logits, are
-    JSON in the metadata under ``classes``; without it, they are the names that were predicted.
+    far as they are known also `confidence` (probability of the prediction), `logits` (one number per class) and `sha`
+    (content hash of the image, checked where it is there). The class names, in the order of the logits, are JSON in the
+    metadata under ``classes``; without it there are no logits, and the model knows the classes of the data and those
+    that it predicts.
 
     Args:
         table: The rows.
@@ -34,27 +35,23 @@ class StoredPredictions:
         fingerprint: Hash of the answers.
 
     Raises:
-        ValueError: A column is missing, an index repeats, a prediction is no class, or logits have another length.
+        ValueError: A column is missing or has unusable values, an index repeats, a prediction is no class, or logits
+            have another length or another best class than the prediction.
     """
 
     def __init__(self, table: pd.DataFrame, classes: Sequence[str], name: str) -> None:
-        missing = [column for column in _NEEDED if column not in table]
-        if missing:
-            raise ValueError(f"{name} has the columns {list(table)}, expected `index` and `prediction`; add {missing}")
         self.classes, self.name = list(classes), name
-        self.table = table.sort_values("index").reset_index(drop=True)
-        repeated = self.table["index"][self.table["index"].duplicated()]
-        if len(repeated):
-            raise ValueError(f"{name} has several predictions for index {repeated.iloc[0]}, expected one per sample")
+        self.table = checked_predictions(table, self.classes, name).sort_values("index").reset_index(drop=True)
         place = {label: position for position, label in enumerate(self.classes)}
-        odd = sorted(set(self.table["prediction"].astype(str)) - set(place))
-        if odd:
-            raise ValueError(f"{name} predicts {odd[:5]}, which are not among its classes {self.classes[:5]}...")
         self._index = torch.from_numpy(self.table["index"].to_numpy(np.int64).copy())
-        self._position = torch.tensor([place[str(label)] for label in self.table["prediction"]])
-        self._logits = _stack(self.table, len(self.classes), name) if "logits" in self.table else None
-        content = [self.classes, self._index.tolist(), self._position.tolist()]
-        self.fingerprint = blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+        self._position = torch.tensor([place[label] for label in self.table["prediction"]], dtype=torch.int64)
+        self._logits = stacked_logits(self.table, self.classes, name) if "logits" in self.table else None
+        digest = blake2b(
+            json.dumps([self.classes, self._index.tolist(), self._position.tolist()]).encode(), digest_size=16
+        )
+        if self._logits is not None:
+            digest.update(self._logits.numpy().tobytes())
+        self.fingerprint = digest.hexdigest()
 
     @property
     def has_logits(self) -> bool:
@@ -149,18 +146,19 @@ class StoredPredictions:
             partial.replace(path)
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, classes: Sequence[str] = ()) -> Self:
         """Read a file.
 
         Args:
             path: The file.
+            classes: Class names of the data, which count where the file has none of its own.
 
         Returns:
             Its predictions, named after the file.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is no Parquet file.
+            ValueError: It is no Parquet file, or has logits but no class names.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no predictions at {path}. Set reference to a Parquet file of predictions")
@@ -168,17 +166,13 @@ class StoredPredictions:
             table = pq.read_table(path)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{path} is no Parquet file ({error}). Set reference to one, or to a model") from error
-        frame = table.to_pandas()
-        stored = (table.schema.metadata or {}).get(b"classes")
-        guess = sorted(frame["prediction"].astype(str).unique()) if "prediction" in frame else []
-        return cls(frame, json.loads(stored) if stored else guess, str(path))
-
-
-def _stack(table: pd.DataFrame, outputs: int, name: str) -> Tensor:
-    lengths = {len(row) for row in table["logits"]}
-    if lengths - {outputs}:
-        raise ValueError(
-            f"{name} has logits of lengths {sorted(lengths)}, expected one number for each of {outputs} classes"
-        )
-    rows = np.stack(table["logits"].to_list()) if len(table) else np.zeros((0, outputs))
-    return torch.from_numpy(rows.astype(np.float32))
+        frame, stored = table.to_pandas(), (table.schema.metadata or {}).get(b"classes")
+        if stored is not None:
+            return cls(frame, json.loads(stored), str(path))
+        if "logits" in frame:
+            raise ValueError(
+                f"{path} has logits, but its metadata has no `classes` that say what they are of. Write it by "
+                "StoredPredictions(table, classes, name).write(path), or leave the logits out"
+            )
+        predicted = set(frame["prediction"].dropna().astype(str)) if "prediction" in frame else set()
+        return cls(frame, [*classes, *sorted(predicted - set(classes))], str(path))

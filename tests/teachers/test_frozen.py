@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,3 +74,10 @@ def test_the_fingerprint_changes_with_weights_statistics_modules_classes_and_vie
 def test_several_classes_of_one_name_are_refused():
     with pytest.raises(ValueError, match=r"several classes of the same name.*\['a'\]"):
         teacher(classes=("a", "a", "b"))
+
+
+def test_it_carries_where_the_samples_of_its_run_are_listed():
+    assert teacher().manifest is None
+    known = FrozenTeacher(net(), ("a", "b", "c"), VIEW, "old", manifest=Path("run/manifest.parquet"))
+    assert known.manifest == Path("run/manifest.parquet")
+    assert known.fingerprint == teacher().fingerprint

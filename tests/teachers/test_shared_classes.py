@@ -28,3 +28,12 @@ def test_models_without_a_common_class_are_refused():
         ValueError, match=r"classes \[ant\] and the old model's \[1, 2, 3, 4, 5, \.\.\.\] share no name"
     ):
         SharedClasses(["ant"], ["1", "2", "3", "4", "5", "6"])
+
+
+def test_classes_that_the_old_model_lacks_are_told_and_those_that_it_has_besides_are_not():
+    renamed = SharedClasses(["blue", "red", "verde"], ["blue", "green", "red"]).difference()
+    assert "does not know [verde]; it knows [green], which the data lack" in renamed
+    fewer = SharedClasses(["blue", "red"], ["red"]).difference()
+    assert "does not know [blue]: " in fewer
+    assert SharedClasses(["red"], ["blue", "green", "red"]).difference() == ""
+    assert SharedClasses(["red", "blue"], ["blue", "red"]).difference() == ""

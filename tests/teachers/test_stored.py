@@ -9,6 +9,7 @@ import torch
 from lqf_lightning.teachers import StoredPredictions
 
 LOGITS = [[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 4.0]]
+TIED = [[0.0, 2.0, 2.0], [3.0, 3.0, 0.0], [0.0, 0.0, 4.0]]
 
 
 def table(**columns):
@@ -48,10 +49,32 @@ def test_a_file_comes_back_as_it_was(tmp_path):
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["old.parquet"]
 
 
-def test_a_file_without_class_names_knows_those_that_it_predicts(tmp_path):
-    frame = pd.DataFrame({"index": [0, 1, 2], "prediction": ["zebra", "ant", "zebra"]})
-    pq.write_table(pa.Table.from_pandas(frame), tmp_path / "mine.parquet")
-    assert StoredPredictions.read(tmp_path / "mine.parquet").classes == ["ant", "zebra"]
+def write_plain(path, **columns):
+    pq.write_table(pa.Table.from_pandas(pd.DataFrame({"index": [0, 1, 2], **columns})), path)
+    return path
+
+
+def test_a_file_without_class_names_knows_those_of_the_data_and_those_that_it_predicts(tmp_path):
+    file = write_plain(tmp_path / "mine.parquet", prediction=["zebra", "ant", "zebra"])
+    assert StoredPredictions.read(file).classes == ["ant", "zebra"]
+    assert StoredPredictions.read(file, ["cat", "ant"]).classes == ["cat", "ant", "zebra"]
+
+
+def test_logits_without_class_names_are_refused(tmp_path):
+    file = write_plain(tmp_path / "mine.parquet", prediction=["b", "a", "b"], logits=[[0.0, 1.0]] * 3)
+    with pytest.raises(ValueError, match="has logits, but its metadata has no `classes`"):
+        StoredPredictions.read(file, ["a", "b"])
+
+
+def test_ties_and_whole_floats_and_numbers_as_classes_will_do():
+    assert stored(logits=TIED).look_up(torch.tensor([2])).tolist() == [TIED[1]]
+    assert stored(index=[7.0, 2.0, 5.0]).predictions(torch.tensor([5]))[0].tolist() == [2]
+    numbers = StoredPredictions(pd.DataFrame({"index": [4], "prediction": [3]}), ["1", "3"], "digits")
+    assert numbers.predictions(torch.tensor([4]))[0].tolist() == [1]
+
+
+def test_the_fingerprint_is_that_of_all_answers():
+    assert len({stored().fingerprint, stored(logits=TIED).fingerprint, stored(index=[7, 2, 6]).fingerprint}) == 3
 
 
 def test_samples_that_are_not_in_the_file_are_named():
@@ -72,6 +95,12 @@ def test_images_that_have_changed_are_refused():
     [
         ({"index": [2, 2, 5]}, "several predictions for index 2"),
         ({"prediction": ["b", "a", "d"]}, r"predicts \['d'\]"),
+        ({"index": [2.5, 3, 5]}, "`index` of type float64"),
+        ({"index": [2.0, None, 5]}, "rows without `index`"),
+        ({"index": ["2", "3", "5"]}, "`index` of type"),
+        ({"prediction": ["a", None, "c"]}, "rows without `prediction`"),
+        ({"confidence": ["high", "low", "low"]}, "`confidence` of type"),
+        ({"logits": [LOGITS[1], *LOGITS[1:]]}, "predicts b for index 7, but its logits are largest for a"),
         ({"logits": [[0.0], [1.0], [2.0]]}, r"lengths \[1\], expected one number for each of 3"),
     ],
 )
