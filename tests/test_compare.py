@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from lqf_lightning.compare import choose_device, compare
-from lqf_lightning.comparison.inputs import open_data
+from lqf_lightning.comparison.inputs import checkpoints_of, open_data, open_side
 from lqf_lightning.comparison.words import number
 from lqf_lightning.evaluate import evaluate
 from lqf_lightning.references import open_reference
@@ -133,6 +133,18 @@ def test_the_chosen_average_is_what_lqf_eval_measures(runs, tmp_path):
     change = averages["result"]["metrics"]["nfr"]["estimate"] - report["flips"]["metrics"]["nfr"]["estimate"]
     assert averages["difference"]["nfr"]["estimate"] == pytest.approx(change)
     assert change < 0
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_average_is_written_with_the_images_it_was_measured_on(several, runs, tmp_path):
+    options = ["shares=[0.5]", "max_error_increase=1", "+data.image_size=48", "+data.crop_fraction=0.5"]
+    new = f"[{runs['new2']},{runs['broken']}]" if several else runs["broken"]
+    averages = run(tmp_path, runs["old"], new, *options)["averages"]
+    path = tmp_path / "average" / "checkpoints" / "average.ckpt"
+    assert open_reference(path).view == open_reference(runs["broken"]).view
+    again = run(tmp_path / "again", runs["old"], path, "averages=null")
+    assert again["flips"] == averages["result"]
+    assert again["models"]["new"]["fingerprint"] == averages["fingerprint"]
 
 
 def test_written_predictions_stand_for_the_models(runs, tmp_path):
@@ -266,6 +278,24 @@ def test_models_whose_weights_cannot_be_averaged_are_compared_all_the_same(runs,
         (["averages=bcwi"], ValueError, r"`averages` must be auto, null or a list.*Set averages=auto"),
         (["averages=[mean]"], ValueError, r"bcwi, fisher, soup, got \['mean'\]"),
         (["averages=[soup]"], ValueError, r"need several new models, but new names 1 model\. Set averages=\[bcwi\]"),
+        (["averages=[bcwi,bcwi]"], ValueError, r"once of bcwi, fisher, soup, got \['bcwi', 'bcwi'\]\. Set averages="),
+        (["shares=0.5"], ValueError, r"`shares` must be a list.*got 0\.5\. Set shares=\[0,0\.5,1\]"),
+        (["shares=null"], ValueError, r"`shares` must be a list.*got None\. Set shares="),
+        (["shares=[]"], ValueError, r"got \[\]\. Set shares="),
+        (["shares=[0,half]"], ValueError, r"got \[0, 'half'\]\. Set shares="),
+        (["shares=[true]"], ValueError, r"got \[True\]\. Set shares="),
+        (["level=high"], ValueError, r"got 'high'\. Set level=0\.95"),
+        (["level=null"], ValueError, r"got None\. Set level=0\.95"),
+        (["resamples=99.5"], ValueError, r"a whole number, at least 1, got 99\.5\. Set resamples=2000"),
+        (["gallery=null"], ValueError, r"got None\. Set gallery=24"),
+        (["gallery=[3]"], ValueError, r"got \[3\]\. Set gallery=24"),
+        (["seed=null"], ValueError, r"got None\. Set seed=0"),
+        (["max_error_increase=little"], ValueError, r"got 'little'\. Set max_error_increase=0\.01"),
+        (["fisher_samples=all"], ValueError, r"got 'all'\. Set fisher_samples=null"),
+        (["batch_norm_samples=2.5"], ValueError, r"got 2\.5\. Set batch_norm_samples=null"),
+        (["device=null"], ValueError, r"got None\. Set device=auto"),
+        (["device=0"], ValueError, r"got 0\. Set device=auto"),
+        (["new=null"], ValueError, r"`new` must be given\. Set new=RUN"),
         (["shares=[0,2]"], ValueError, r"from 0 to 1, got \[0, 2\]\. Set shares="),
         (["shares=[0.5,0.5]"], ValueError, r"different numbers"),
         (["batch_norm=off"], ValueError, r"'reestimate' or 'average', got .*Set batch_norm=reestimate"),
@@ -277,14 +307,48 @@ def test_models_whose_weights_cannot_be_averaged_are_compared_all_the_same(runs,
         (["gallery=-1"], ValueError, r"Set gallery=24"),
         (["old=???"], ValueError, r"`old` must be given\. Set old=RUN"),
         (["device=quantum"], ValueError, r"device=quantum cannot be used here.*Set device=auto"),
-        (["new=nowhere.ckpt"], FileNotFoundError, r"new=.*nowhere\.ckpt is no checkpoint.*Set new=RUN"),
-        (["old=nowhere/*.ckpt"], ValueError, r"old=.*nowhere/\*\.ckpt matches no file\. Set old="),
+        (["new=nowhere.ckpt"], FileNotFoundError, r"new=.*nowhere\.ckpt is no file.*Set new=RUN"),
+        (["old=nowhere/*.ckpt"], ValueError, r"old=.*nowhere/\*\.ckpt: no file matches .*\. Set old="),
+        (["old=nowhere.parquet"], FileNotFoundError, r"old=.*nowhere\.parquet is no file.*Set old="),
+        (["new=nowhere.parquet"], FileNotFoundError, r"new=.*nowhere\.parquet is no file.*Set new="),
+        (["old=resnet1"], ValueError, r"old=resnet1: .*set old="),
+        (["old=5"], TypeError, r"`old` must be a name.*Set old="),
+        (["old={weights: null}"], ValueError, r"Set old\.name=resnet50"),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(overrides, error, message, runs, tmp_path):
     with pytest.raises(error, match=message):
         run(tmp_path / "out", runs["old"], runs["new1"], *overrides)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_folder_is_no_model_but_its_checkpoints_are_told(runs, tmp_path):
+    folder = runs["new1"].parent.parent
+    for role in ("old", "new"):
+        sides = {"old": runs["old"], "new": runs["new1"]} | {role: folder}
+        with pytest.raises(FileNotFoundError, match=rf"{role}={folder} is no file.*last\.ckpt.*Set {role}=RUN"):
+            run(tmp_path / "out", *sides.values())
+
+
+def test_unusable_predictions_are_told_by_the_option_that_names_them(runs, tmp_path, folder_of_shapes):
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"no table")
+    with pytest.raises(ValueError, match=r"^old=.*damaged\.parquet is no Parquet file.*Set old to one"):
+        run(tmp_path / "out", damaged, runs["new1"])
+    whole = StoredPredictions.read(stored(tmp_path / "a.parquet", folder_of_shapes, lambda c: c, CLASSES))
+    StoredPredictions(whole.table.iloc[1:], CLASSES, "part").write(tmp_path / "part.parquet")
+    with pytest.raises(ValueError, match=r"^new=.*no prediction for 1 of 13 test samples.*Set new to a file"):
+        run(tmp_path / "out", runs["old"], tmp_path / "part.parquet", *of_folder(folder_of_shapes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_with_brackets_are_paths(runs, tmp_path):
+    folder = shutil.copytree(runs["new1"].parent.parent, tmp_path / "run [1]")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    config = compose("old=resnet18", "new=resnet18", name="compare")
+    config.old = config.new = str(checkpoint)
+    assert checkpoints_of([config.old, str(tmp_path / "*" / "checkpoints" / "*.ckpt")], "old").count(checkpoint) == 2
+    assert open_side(config, "new", CLASSES).checkpoints == [checkpoint]
 
 
 def test_data_are_asked_for_where_no_run_gives_them(tmp_path, folder_of_shapes):
@@ -306,7 +370,7 @@ def test_a_split_without_samples_is_refused(runs, tmp_path, folder_of_shapes):
 def test_models_without_a_common_class_are_refused(tmp_path, folder_of_shapes):
     old = stored(tmp_path / "old.parquet", folder_of_shapes, lambda c: ["cat"] * len(c), ["cat"])
     new = stored(tmp_path / "new.parquet", folder_of_shapes, lambda c: c, CLASSES)
-    with pytest.raises(ValueError, match=r"\[cat\].*\[blue, green, red\].*Set old, new or data"):
+    with pytest.raises(ValueError, match=r"\['cat'\].*\['blue', 'green', 'red'\].*Set old, new or data"):
         run(tmp_path / "out", old, new, *of_folder(folder_of_shapes))
 
 

@@ -6,32 +6,21 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, open_dict
-from torch import Tensor
 
 from lqf_lightning.data import ImageDataModule
+from lqf_lightning.references import open_reference
 from lqf_lightning.resume import run_config
 from lqf_lightning.run_folder import write_start
+from lqf_lightning.teachers import FrozenTeacher, Reference
+from lqf_lightning.teachers.frozen import fingerprint
 
 _PREFIX = "model."  # what a method calls the network that it fine-tunes
 _OF_TRAINING = ("optimizer_states", "lr_schedulers")  # belong to the weights of before
 
 
-def classes_of(checkpoint: Path) -> list[str]:
-    """Read the class names of a run.
-
-    Args:
-        checkpoint: A checkpoint of the run.
-
-    Returns:
-        Class names, in the order of the outputs.
-    """
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return list(stored["hyper_parameters"]["classes"])
-
-
 def write_average(
     folder: Path,
-    state: Mapping[str, Tensor],
+    average: FrozenTeacher,
     like: Path,
     data_config: DictConfig,
     data: ImageDataModule,
@@ -41,7 +30,8 @@ def write_average(
 
     Args:
         folder: The folder to write.
-        state: Weights and buffers of the network.
+        average: A plain network. Images are written to be of the size that it was measured with, whatever
+            `data_config` says.
         like: Checkpoint of a fine-tuned network of the same classes, in the same order.
         data_config: Configuration of the data, under `data`.
         data: The data module.
@@ -51,8 +41,11 @@ def write_average(
         The checkpoint.
 
     Raises:
-        ValueError: The state is not that of the checkpoint's network.
+        ValueError: The average is no plain network, or not that of the checkpoint.
     """
+    if average.backbone is None:
+        raise ValueError(f"{average.name} is no plain network, whose weights could be written. Set averages=null")
+    state = average.backbone.model.state_dict()
     checkpoint = torch.load(like, map_location="cpu", weights_only=True)
     stored = checkpoint["state_dict"]
     if missing := {f"{_PREFIX}{name}" for name in state} ^ {name for name in stored if name.startswith(_PREFIX)}:
@@ -63,9 +56,41 @@ def write_average(
     run = run_config(like)
     with open_dict(run):
         run.data, run.paths.output_dir = data_config.data, str(folder)
+        run.data.image_size, run.data.crop_fraction = average.view.image_size, average.view.crop_fraction
     write_start(folder, run)
     data.manifest.write(folder / "manifest.parquet")
     path = folder / "checkpoints" / "average.ckpt"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, path)
     return path
+
+
+def confirm_average(checkpoint: Path, measured: FrozenTeacher) -> Reference:
+    """Open an average as every command does, and make sure that it is the one that was measured.
+
+    Args:
+        checkpoint: What `write_average` wrote.
+        measured: The average that the reported numbers are of.
+
+    Returns:
+        The average, from its file.
+
+    Raises:
+        RuntimeError: The file holds a model that answers otherwise.
+    """
+    opened = open_reference(checkpoint)
+    expected, found = _facts(measured), _facts(opened)
+    if odd := [name for name in expected if expected[name] != found[name]]:
+        raise RuntimeError(
+            f"{checkpoint} does not hold the average that was measured; {odd[0]}: got {found[odd[0]]}, expected "
+            f"{expected[odd[0]]}. The numbers reported are not this file's, which is a defect of lqf-compare. Set "
+            "averages=null to compare without averages"
+        )
+    return opened
+
+
+def _facts(model: Reference) -> dict[str, Any]:
+    # The network's own hash: a checkpoint holds it within a method, which is hashed with it.
+    network = getattr(model.backbone, "model", None) if isinstance(model, FrozenTeacher) else None
+    own = "none" if network is None else fingerprint(network)
+    return {"view": getattr(model, "view", None), "classes": model.classes, "weights": own}

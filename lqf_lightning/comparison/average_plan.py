@@ -67,7 +67,8 @@ def _obstacle(old: Side, new: Side, data: ImageDataModule) -> str:
 def _difference(old: Side, new: Side) -> str:
     runs = [_architecture(path) for side in (old, new) for path in side.checkpoints]
     networks = [_layout(member) for side in (old, new) for member in networks_of(side)]
-    for facts in (runs, networks):
+    images = [_images(member) for member in networks_of(new)]  # the old network may have been trained on other sizes
+    for facts in (runs, networks, images):
         for other in facts[1:]:
             odd = [name for name in {**facts[0], **other} if facts[0].get(name) != other.get(name)]
             if odd:
@@ -89,3 +90,7 @@ def _layout(member: FrozenTeacher) -> dict[str, Any]:
     entries = {f"the shape of {name}": tuple(entry.shape) for name, entry in backbone.model.state_dict().items()}
     rest = {name: shape for name, shape in entries.items() if not name.startswith(f"the shape of {backbone.head}.")}
     return {"the channel means of images": member.view.mean, "their deviations": member.view.std, **rest}
+
+
+def _images(member: FrozenTeacher) -> dict[str, Any]:
+    return {"data.image_size": member.view.image_size, "data.crop_fraction": member.view.crop_fraction}

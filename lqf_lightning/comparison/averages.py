@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from lqf_lightning.comparison.average_checkpoint import classes_of, write_average
+from lqf_lightning.comparison.average_checkpoint import confirm_average, write_average
 from lqf_lightning.comparison.average_choice import (
     AveragePoint,
     choose_average,
@@ -21,7 +21,6 @@ from lqf_lightning.comparison.inputs import Side, networks_of
 from lqf_lightning.comparison.predictions import predict
 from lqf_lightning.comparison.weight_averages import WeightAverages
 from lqf_lightning.data import ImageDataModule
-from lqf_lightning.references import open_reference
 from lqf_lightning.teachers import FrozenTeacher
 
 
@@ -78,8 +77,8 @@ class Study:
     def _averages(self) -> WeightAverages:
         options = {name: self.config[name] for name in ("batch_norm", "batch_norm_samples", "fisher_samples", "seed")}
         old, new = (networks_of(side) for side in (self.old, self.new))
-        classes = classes_of(self.new.checkpoints[0])  # the average is written in its place
-        return WeightAverages(old[0], new, classes, self.data, self.device, **options)
+        # The average is written in the place of the first checkpoint, whose network comes first, too.
+        return WeightAverages(old[0], new, new[0].classes, self.data, self.device, **options)
 
     def _answer(self, teacher: FrozenTeacher, split: str) -> Comparison:
         (answers,) = predict([teacher], self.data, [split], self.device)
@@ -106,16 +105,15 @@ class Study:
         result.new.write(folder / "average_predictions.parquet")
         origin: dict[str, Any] = {"kind": chosen.kind, "share": chosen.share}
         origin |= {side.role: side.model.fingerprint for side in (self.old, self.new)}
-        network = teacher.backbone.model  # type: ignore[union-attr]  # averages are plain networks
         written = write_average(
-            folder / "average", network.state_dict(), self.new.checkpoints[0], self.data_config, self.data, origin
+            folder / "average", teacher, self.new.checkpoints[0], self.data_config, self.data, origin
         )
         bootstrap = bootstrap_options(self.config)
         return {
             "result": summarize(result, **bootstrap),
             "difference": paired_difference(self.comparisons[split], result, **bootstrap),
             "checkpoint": str(written),
-            "fingerprint": open_reference(written).fingerprint,  # as others will see it
+            "fingerprint": confirm_average(written, teacher).fingerprint,  # as others will see it
         }
 
 

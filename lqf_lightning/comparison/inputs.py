@@ -1,6 +1,5 @@
 """What `lqf-compare` compares: two models, and the images that both see."""
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,14 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from lqf_lightning._instantiate import instantiate
+from lqf_lightning.comparison.option_errors import errors_of
 from lqf_lightning.data import ImageDataModule
-from lqf_lightning.data.manifest import Manifest
-from lqf_lightning.references import open_reference
+from lqf_lightning.data.seen_in_training import seen_in_training as count_seen
+from lqf_lightning.references import matching_paths, open_reference
 from lqf_lightning.resume import keep_indices, make_paths_absolute, run_config
 from lqf_lightning.teachers import FrozenTeacher, Reference, StoredPredictions
+
+_FILES = (".ckpt", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def open_side(config: DictConfig, role: str, classes: Sequence[str]) -> Side:
     Returns:
         The model and the files that it comes from.
     """
-    return Side(role, checkpoints_of(config[role], role), open_reference(config[role], classes))
+    with errors_of(role, config[role]):
+        return Side(role, checkpoints_of(config[role], role), open_reference(config[role], classes))
 
 
 def networks_of(side: Side) -> tuple[FrozenTeacher, ...]:
@@ -52,9 +55,15 @@ def networks_of(side: Side) -> tuple[FrozenTeacher, ...]:
         side: One of the two models.
 
     Returns:
-        The members of an ensemble, or the one network; none for stored predictions.
+        The members of an ensemble, that of the first checkpoint first, or the one network; none for stored predictions.
     """
-    return () if isinstance(side.model, StoredPredictions) else tuple(side.model.members)
+    if isinstance(side.model, StoredPredictions):
+        return ()
+    members = tuple(side.model.members)
+    if len(members) == 1 or len(side.checkpoints) != len(members):
+        return members
+    first = open_reference(side.checkpoints[0]).fingerprint  # members are sorted otherwise
+    return tuple(sorted(members, key=lambda member: member.fingerprint != first))
 
 
 def name_absolutely(config: DictConfig) -> None:
@@ -81,28 +90,22 @@ def checkpoints_of(spec: Any, role: str) -> list[Path]:
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A pattern matches nothing.
     """
     if isinstance(spec, (list, tuple, ListConfig)):
         return [path for entry in spec for path in checkpoints_of(entry, role)]
     if not isinstance(spec, (str, Path)):
         return []
-    text = str(spec)
-    if glob.has_magic(text):
-        found = sorted(glob.glob(text, recursive=True))
-        if not found:
-            raise ValueError(f"{role}={text} matches no file. Set {role}=RUN/checkpoints/best.ckpt")
-        return checkpoints_of(found, role)
-    path = Path(text).expanduser().absolute()
-    if text.endswith(".parquet") or not (text.endswith(".ckpt") or path.exists()):
-        return []
-    if not path.is_file():
-        near = [*path.parent.glob("*.ckpt"), *path.glob("checkpoints/*.ckpt")]
-        raise FileNotFoundError(
-            f"{role}={text} is no checkpoint; found {sorted(map(str, near)) or 'none near it'}. Set "
-            f"{role}=RUN/checkpoints/best.ckpt"
-        )
-    return [path]
+    with errors_of(role, spec):
+        paths = [Path(text).expanduser().absolute() for text in matching_paths(spec)]
+    for path in paths:
+        inside, is_file = sorted(path.glob("checkpoints/*.ckpt")), path.is_file()
+        if inside or (path.suffix in _FILES and not is_file):
+            near = [str(found) for found in inside or sorted(path.parent.glob(f"*{path.suffix}"))]
+            raise FileNotFoundError(
+                f"{role}={path} is no file of a model; found {near or 'none near it'}. Set "
+                f"{role}=RUN/checkpoints/best.ckpt"
+            )
+    return [path for path in paths if path.suffix == ".ckpt"]
 
 
 def open_data(config: DictConfig) -> tuple[DictConfig, ImageDataModule]:
@@ -148,7 +151,7 @@ def refuse_incomparable(data: ImageDataModule, split: str, old: Side, new: Side)
         new: The new model.
 
     Raises:
-        ValueError: There are no such samples, or none of a class that both know.
+        ValueError: There are no such samples, or none of a class that both know, or stored predictions lack some.
     """
     rows = data.manifest.rows(split)
     if not len(rows):
@@ -157,10 +160,16 @@ def refuse_incomparable(data: ImageDataModule, split: str, old: Side, new: Side)
     shared = set(old.model.classes) & set(new.model.classes)
     if not shared & set(rows["class"]):
         raise ValueError(
-            f"no {split} image belongs to a class that both models know: the old one knows "
-            f"{_shortened(old.model.classes)}, the new one {_shortened(new.model.classes)}, the data hold "
-            f"{_shortened(data.classes)}. Set old, new or data to those of the same classes; they are matched by name"
+            f"no {split} image belongs to a class that both models know: the old one knows {old.model.classes[:5]}..., "
+            f"the new one {new.model.classes[:5]}..., the data hold {list(data.classes)[:5]}... Set old, new or data "
+            "to those of the same classes; they are matched by name"
         )
+    for side in (old, new):
+        if isinstance(side.model, StoredPredictions):
+            data.manifest.hash_contents()
+            rows = data.manifest.rows(split)
+            with errors_of(side.role, side.model.name):
+                side.model.check(rows["index"].tolist(), rows["sha"].tolist(), split)
 
 
 def seen_in_training(data: ImageDataModule, splits: Sequence[str], sides: Sequence[Side]) -> list[str]:
@@ -177,18 +186,10 @@ def seen_in_training(data: ImageDataModule, splits: Sequence[str], sides: Sequen
     sentences = []
     for side in sides:
         manifests = [path.parent.parent / "manifest.parquet" for path in side.checkpoints]
-        seen: set[str] = set()
-        for manifest in filter(Path.is_file, manifests):
-            seen |= set(Manifest.read(manifest).rows("train")["sha"]) - {""}
         for split in splits:
-            held_out = data.manifest.rows(split)["sha"]
-            if number := int(held_out.isin(seen).sum()):
+            if number := count_seen(data.manifest, split, *filter(Path.is_file, manifests)):
                 sentences.append(
-                    f"The {side.role} model was trained on {number} of the {len(held_out)} {split} images: its errors "
-                    "there, and the flips, are not those on new images."
+                    f"The {side.role} model was trained on {number} of the {len(data.manifest.rows(split))} {split} "
+                    "images: its errors there, and the flips, are not those on new images."
                 )
     return sentences
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return f"[{', '.join(list(names)[:5])}{', ...' if len(names) > 5 else ''}]"

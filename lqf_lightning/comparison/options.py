@@ -1,5 +1,8 @@
 """Options of a comparison, checked before anything is opened."""
 
+import math
+from typing import Any
+
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 KINDS = ("bcwi", "fisher", "soup")
@@ -12,30 +15,19 @@ def refuse_options(config: DictConfig) -> None:
         config: The composed configuration.
 
     Raises:
-        ValueError: An option is outside its range, or missing.
+        ValueError: An option is of another type, outside its range, or missing.
     """
     for role in ("old", "new"):
-        if OmegaConf.is_missing(config, role):
+        if OmegaConf.is_missing(config, role) or config[role] is None:
             raise ValueError(f"`{role}` must be given. Set {role}=RUN/checkpoints/best.ckpt")
-    numbers = {
-        "level": ("between 0 and 1", 0 < config.level < 1, 0.95),
-        "resamples": ("at least 1", config.resamples >= 1, 2000),
-        "gallery": ("at least 0", config.gallery >= 0, 24),
-        "max_error_increase": ("at least 0", config.max_error_increase >= 0, 0.01),
-        "batch_norm_samples": ("null (all) or at least 2", _null_or_above(config.batch_norm_samples, 2), "null"),
-        "fisher_samples": ("null (all) or at least 1", _null_or_above(config.fisher_samples, 1), "null"),
-        "split": ("'val' or 'test'", config.split in ("val", "test"), "test"),
-        "batch_norm": ("'reestimate' or 'average'", config.batch_norm in ("reestimate", "average"), "reestimate"),
-    }
-    for name, (expected, valid, example) in numbers.items():
-        if not valid:
-            raise ValueError(f"`{name}` must be {expected}, got {config[name]!r}. Set {name}={example}")
-    shares = list(config.shares)
-    if not shares or len(set(shares)) < len(shares) or not all(0 <= share <= 1 for share in shares):
-        raise ValueError(f"`shares` must be different numbers from 0 to 1, got {shares}. Set shares=[0,0.5,1]")
-    unknown = [kind for kind in listed_averages(config) if kind not in KINDS]
-    if unknown:
-        raise ValueError(f"`averages` may hold {', '.join(KINDS)}, got {unknown}. Set averages=[bcwi]")
+    _refuse_values(config)
+    shares = list(config.shares) if isinstance(config.shares, ListConfig) else None
+    if not shares or not all(_is_number(share) and 0 <= share <= 1 for share in shares) or _repeat(shares):
+        got = config.shares if shares is None else shares
+        raise ValueError(f"`shares` must be a list of different numbers from 0 to 1, got {got}. Set shares=[0,0.5,1]")
+    kinds = listed_averages(config)
+    if _repeat(kinds) or not set(kinds) <= set(KINDS):
+        raise ValueError(f"`averages` may hold each once of {', '.join(KINDS)}, got {kinds}. Set averages=[bcwi]")
 
 
 def listed_averages(config: DictConfig) -> list[str]:
@@ -60,5 +52,33 @@ def listed_averages(config: DictConfig) -> list[str]:
     return [str(kind) for kind in averages]
 
 
-def _null_or_above(value: int | None, least: int) -> bool:
-    return value is None or value >= least
+def _refuse_values(config: DictConfig) -> None:
+    level, increase = config.level, config.max_error_increase
+    batch_norm, fisher = config.batch_norm_samples, config.fisher_samples
+    values = {
+        "level": ("a number between 0 and 1", _is_number(level) and 0 < level < 1, 0.95),
+        "resamples": ("a whole number, at least 1", _is_whole(config.resamples, 1), 2000),
+        "gallery": ("a whole number, at least 0", _is_whole(config.gallery, 0), 24),
+        "seed": ("a whole number, at least 0", _is_whole(config.seed, 0), 0),
+        "max_error_increase": ("a number, at least 0", _is_number(increase) and increase >= 0, 0.01),
+        "batch_norm_samples": ("null (all) or at least 2", batch_norm is None or _is_whole(batch_norm, 2), "null"),
+        "fisher_samples": ("null (all) or at least 1", fisher is None or _is_whole(fisher, 1), "null"),
+        "split": ("'val' or 'test'", config.split in ("val", "test"), "test"),
+        "batch_norm": ("'reestimate' or 'average'", config.batch_norm in ("reestimate", "average"), "reestimate"),
+        "device": ("a name", isinstance(config.device, str), "auto"),
+    }
+    for name, (expected, valid, example) in values.items():
+        if not valid:
+            raise ValueError(f"`{name}` must be {expected}, got {config[name]!r}. Set {name}={example}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _repeat(values: list[Any]) -> bool:
+    return len(set(values)) < len(values)

@@ -37,7 +37,8 @@ def predict(
             for split in splits:
                 rows = data.manifest.rows(split)
                 model.check(rows["index"].tolist(), rows["sha"].tolist(), split)
-    networks = [model for model in models if not isinstance(model, StoredPredictions)]
+    # A network that is compared with itself is one object, and is asked once.
+    networks = list(dict.fromkeys(model for model in models if not isinstance(model, StoredPredictions)))
     parts: dict[Network, list[pd.DataFrame]] = {network: [] for network in networks}
     for split in splits:
         rows = data.manifest.rows(split)

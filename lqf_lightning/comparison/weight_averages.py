@@ -26,7 +26,8 @@ class WeightAverages:
 
     Args:
         old: The old network.
-        new: The new networks; of several, the mean of their weights stands for them.
+        new: The new networks; of several, the mean of their weights stands for them, with images as the first wants
+            them.
         classes: Class names in the order of the averages' outputs. Rows of the head are matched by name; those of
             classes that only the new networks know are theirs.
         data: Gives training images.

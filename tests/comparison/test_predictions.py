@@ -73,6 +73,12 @@ def test_images_are_read_once_for_models_that_want_them_alike(data, monkeypatch)
     assert asked == ["test", "test"]
 
 
+def test_a_network_that_is_compared_with_itself_answers_once(data):
+    model = teacher(0, CLASSES)
+    for answers in predict([model, model], data, ["test"], CPU):
+        torch.testing.assert_close(logits(answers, data, "test"), by_hand(model, data, "test"), rtol=0, atol=0)
+
+
 def test_stored_predictions_are_checked_before_any_network_runs(data, monkeypatch):
     (stored,) = predict([teacher(0, CLASSES)], data, ["test"], CPU)
     network = teacher(1, CLASSES)

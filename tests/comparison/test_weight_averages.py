@@ -2,10 +2,11 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from lqf_lightning.backbones import create_backbone
 from lqf_lightning.comparison.average_plan import plan_averages
-from lqf_lightning.comparison.inputs import open_data, open_side
+from lqf_lightning.comparison.inputs import networks_of, open_data, open_side
 from lqf_lightning.comparison.predictions import predict
 from lqf_lightning.comparison.weight_averages import WeightAverages
 from lqf_lightning.data import ImageDataModule
@@ -162,6 +163,25 @@ def test_networks_that_compute_otherwise_with_the_same_weights_are_not_averaged(
         ValueError, match=r"not possible: the models differ in backbone\.leaky_slope.*Set averages=null"
     ):
         planned(runs, "old", runs["leaky"], "averages=[bcwi]")
+
+
+@pytest.mark.parametrize(("option", "value", "was"), [("image_size", 48, 32), ("crop_fraction", 0.5, 0.875)])
+def test_networks_that_want_other_images_make_no_soup(option, value, was, runs, tmp_path):
+    folder = shutil.copytree(runs["new2"].parent.parent, tmp_path / "other")
+    config = OmegaConf.load(folder / "config.yaml")
+    config.data[option] = value
+    OmegaConf.save(config, folder / "config.yaml")
+    other = folder / "checkpoints" / "last.ckpt"
+    reason = f"the models differ in data.{option}: {was} and {value}"
+    assert planned(runs, "old", f"[{runs['new1']},{other}]") == ([], reason)
+    assert planned(runs, "old", other) == (["bcwi"], "")  # with images as the new network wants them
+
+
+def test_the_first_checkpoint_comes_first_among_new_networks(runs):
+    for names in (("new1", "new2"), ("new2", "new1")):
+        config = compose("old=resnet18", f"new=[{','.join(str(runs[name]) for name in names)}]", name="compare")
+        networks = networks_of(open_side(config, "new", ["blue", "green", "red"]))
+        assert [n.fingerprint for n in networks] == [open_reference(str(runs[name])).fingerprint for name in names]
 
 
 def test_a_run_can_start_from_the_weights_of_another(runs):
