@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from lqf_lightning.data import ImageDataModule
 from lqf_lightning.data.answers import answers
+from lqf_lightning.data.seen_in_training import seen_in_training
 from lqf_lightning.teachers import Reference, SharedClasses, StoredPredictions
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,35 @@ def refuse_strangers(references: Mapping[str, Reference], module: LightningModul
     """
     for reference in references.values():
         SharedClasses(classes_of(module), reference.classes)
+
+
+def doubts(data: ImageDataModule, references: Mapping[str, Reference], split: str) -> list[str]:
+    """Say what rates on a split do not show: classes that are not compared, and images that an old model has learned.
+
+    Args:
+        data: The data of this run; images are hashed where the samples of an old run are known.
+        references: Old models.
+        split: The split that is evaluated.
+
+    Returns:
+        Sentences, for the log of the first process.
+    """
+    found = []
+    for reference in references.values():
+        if difference := SharedClasses(data.classes, reference.classes).difference():
+            found.append(f"negative flips of {reference.name}: {difference}")
+        for member in () if isinstance(reference, StoredPredictions) else reference.members:
+            if member.manifest is None:
+                continue
+            data.manifest.hash_contents()
+            if number := seen_in_training(data.manifest, split, member.manifest):
+                remedy = f". Set data.manifest={member.manifest} to hold out what its run held out"
+                found.append(
+                    f"negative flips: {member.name} was trained on {number} of the {len(data.manifest.rows(split))} "
+                    f"{split} images: its errors there, and the flips, are not those on new images"
+                    f"{remedy if split == 'val' and member.classes == data.classes else ''}"
+                )
+    return found
 
 
 def foresee_the_test(data: ImageDataModule, references: Mapping[str, Reference]) -> None:

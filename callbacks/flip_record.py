@@ -36,6 +36,7 @@ class FlipRecord:
         split: The split that was evaluated.
         name: What the old model is called, "" for the only one.
         max_images: How many flips are shown.
+        model: Which model this is of, for the summary: `epoch`, from 0, or `checkpoint`.
     """
 
     trainer: Trainer
@@ -43,6 +44,7 @@ class FlipRecord:
     split: str
     name: str
     max_images: int
+    model: dict[str, Any]
 
     def write(
         self, old: StoredPredictions, tally: FlipTally, index: Tensor, prediction: Tensor, confidence: Tensor
@@ -59,7 +61,7 @@ class FlipRecord:
         data, ending = data_of(self.trainer), f"{self.stage}_{self.name}" if self.name else self.stage
         folder = Path(self.trainer.default_root_dir)
         flips = tabulate_flips(data.manifest, old, index, prediction, confidence)
-        summary = summarize(tally, data.classes, old.name)
+        summary = self.model | summarize(tally, data.classes, old.name)
         folder.mkdir(parents=True, exist_ok=True)
         flips.to_parquet(folder / f"negative_flips_{ending}.parquet", index=False)
         _add(folder / _FILE, f"{self.stage}/{self.name}" if self.name else self.stage, summary)

@@ -1,5 +1,6 @@
 """What an upgrade breaks: samples that the model in use gets right and the model of this run gets wrong."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,33 @@ from lqf_lightning.data.answers import answers
 from lqf_lightning.linear import current_reducer
 from lqf_lightning.teachers import Reference, StoredPredictions
 
-from .flip_checks import check_options, data_of, foresee_the_test, refuse_strangers, say_that_nothing_is_validated
+from .flip_checks import (
+    check_options,
+    data_of,
+    doubts,
+    foresee_the_test,
+    refuse_strangers,
+    say_that_nothing_is_validated,
+)
 from .flip_rates import count_flips, named_rates
 from .flip_record import FlipRecord, forget_record
+
+log = logging.getLogger(__name__)
 
 
 class NegativeFlips(Callback):
     """Compares every evaluation with the model in use: ``val/nfr`` and its relatives, tables and pictures of flips.
 
     The old model predicts once, before the first batch, as its own evaluation would: in its own image size, crop and
-    normalization. Classes are matched by name. Samples of classes that the old model does not know are left out, and
-    their number is ``val/flips_unshared``. The metrics are `nfr`, `pfr`, `relative_nfr`, `nfi`, `pfi`, `error_old` and
-    `error`, NaN where they are not defined; the same for the test.
+    normalization. Classes are matched by name. Samples of classes that the old model does not know are left out of all
+    of the metrics, `error` and `nfr` included, which are thus over the shared classes only, unlike ``val/acc``; their
+    number is ``val/flips_unshared``, and a warning names the classes. The metrics are `nfr`, `pfr`, `relative_nfr`,
+    `nfi`, `pfi`, `error_old` and `error`, NaN where they are not defined; the same for the test. Another warning says
+    how many of the evaluated images the old model was trained on, where its run folder tells.
 
     After training (for its last validation) and after a test, the run folder gets ``negative_flips_val.parquet`` (every
-    flip), ``negative_flips.json`` (rates with intervals, classes) and two pictures; W&B gets them as tables.
+    flip), ``negative_flips.json`` (rates with intervals, classes, and the epoch or checkpoint that they are of) and two
+    pictures; W&B gets them as tables.
 
     Args:
         reference: The model in use.
@@ -51,6 +64,8 @@ class NegativeFlips(Callback):
         self._old: dict[str, StoredPredictions] = {}
         self._seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._tallies: dict[str, FlipTally] = {}
+        self._epoch = 0  # of the last report
+        self._told: set[str] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the old model predict the validation set."""
@@ -76,9 +91,14 @@ class NegativeFlips(Callback):
         self._seen = []
 
     def _prepare(self, trainer: Trainer, module: LightningModule, split: str) -> None:
+        data = data_of(trainer)
         refuse_strangers(self.references, module)
+        for doubt in doubts(data, self.references, split) if trainer.is_global_zero else ():
+            if doubt not in self._told:
+                log.warning(doubt)
+            self._told.add(doubt)
         for name, reference in self.references.items():
-            self._old[name] = answers(data_of(trainer), reference, split, module.device, self.cache_dir)
+            self._old[name] = answers(data, reference, split, module.device, self.cache_dir)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
@@ -102,6 +122,7 @@ class NegativeFlips(Callback):
     def _report(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         if trainer.sanity_checking:
             return
+        self._epoch = trainer.current_epoch
         index, target, prediction, _ = (torch.cat(column) for column in zip(*self._seen, strict=True))
         for name, old in self._old.items():
             tally = self._tallies[name] = count_flips(module, old, index, target, prediction)
@@ -127,7 +148,16 @@ class NegativeFlips(Callback):
         index, _, prediction, confidence = (torch.cat(column) for column in zip(*self._seen, strict=True))
         columns = torch.stack([prediction.float(), confidence], 1)  # class positions are exact in single precision
         columns, index = current_reducer().gather_rows(columns, index)
+        model: dict[str, Any] = {"epoch": self._epoch}
+        if trainer.state.fn != TrainerFn.FITTING:
+            model = {"checkpoint": None if trainer.ckpt_path is None else _short(trainer)}
         for name, tally in self._tallies.items() if trainer.is_global_zero else ():
-            record = FlipRecord(trainer, stage, split, name, self.max_images)
+            record = FlipRecord(trainer, stage, split, name, self.max_images, model)
             record.write(self._old[name], tally, index.cpu(), columns[:, 0].long().cpu(), columns[:, 1].cpu())
         self._seen, self._tallies = [], {}
+
+
+def _short(trainer: Trainer) -> str:
+    # A run folder may be moved: what lies in it is named from there.
+    path, folder = Path(str(trainer.ckpt_path)), Path(trainer.default_root_dir)
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)

@@ -1,9 +1,11 @@
 """Fine-tuning that keeps right what an old model gets right."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,10 +23,16 @@ from lqf_lightning.data import Batch
 from lqf_lightning.methods.finetune import Finetune
 from lqf_lightning.methods.focal_refusals import old_head, refuse_classes, refuse_options, usable
 from lqf_lightning.methods.method import OptimizerFactory, SchedulerFactory
+from lqf_lightning.methods.same_reference import refuse_other_reference
 from lqf_lightning.methods.sample_mean import SampleMean
 from lqf_lightning.teachers import EnsembleTeacher, FrozenTeacher, Reference, SharedClasses
 
+log = logging.getLogger(__name__)
 DistanceName = Literal["logits", "kl", "ldi", "none"]
+_OBJECTIVE = (
+    "alpha", "beta", "distance", "filter", "temperature", "class_reduction", "centered", "margin", "power", "top_k",
+    "exclude_target", "one_sided", "strength", "mixing", "distillation_share", "influence",
+)  # fmt: skip
 
 
 class FocalDistillation(Finetune):
@@ -99,6 +107,7 @@ class FocalDistillation(Finetune):
             group_lr=group_lr,
         )  # fmt: skip
         self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "reference"], logger=False)
+        self.hparams["reference_fingerprint"] = None if reference is None else reference.fingerprint
         self._reference = (reference,)  # a tuple keeps it out of the modules, and so out of checkpoints
         refuse_options(self.hparams)
         self.distance, self.filter, self.influence = distance, filter, influence
@@ -117,6 +126,8 @@ class FocalDistillation(Finetune):
             teacher = usable(self._reference[0])
             self._shared = SharedClasses(self.classes, teacher.classes)
             refuse_classes(self.hparams, self._shared)
+            if (difference := self._shared.difference()) and self.trainer.is_global_zero:
+                log.warning("%s: %s", teacher.name, difference)
             if self.influence:
                 old_head(teacher, self.backbone)
 
@@ -124,6 +135,12 @@ class FocalDistillation(Finetune):
     def teacher(self) -> FrozenTeacher | EnsembleTeacher:
         """The old model."""
         return usable(self._reference[0])
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on training for another objective; evaluation does not ask what that was."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            refuse_other_reference(checkpoint.get("hyper_parameters", {}), self.hparams, _OBJECTIVE)
 
     def on_fit_start(self) -> None:
         """Bring the old model to the device."""
@@ -219,7 +236,8 @@ class FocalDistillation(Finetune):
             known = int((old_target >= 0).sum())
         self.train_cross_entropy.update(cross_entropy, number)
         self.train_distillation.update(distillation, number)
-        self.train_reference_acc.update(old_right.sum() / max(known, 1), known)
+        # The default type of a run in bfloat16 has three digits.
+        self.train_reference_acc.update(old_right.sum().double() / max(known, 1), known)
         self.log("train/cross_entropy", self.train_cross_entropy, on_step=False, on_epoch=True)
         self.log("train/distillation", self.train_distillation, on_step=False, on_epoch=True)
         self.log("train/reference_acc", self.train_reference_acc, on_step=False, on_epoch=True)

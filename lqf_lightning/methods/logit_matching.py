@@ -46,6 +46,9 @@ class LogitMatching:
 
     Attributes:
         shared: The classes that both know.
+
+    Raises:
+        ValueError: The scale is to be fitted, and there are not two classes that both know.
     """
 
     def __init__(
@@ -62,6 +65,12 @@ class LogitMatching:
         self.tradeoff = tradeoff
         self.shared = SharedClasses(method.classes, reference.classes)
         self._fitted = scale == "auto"
+        if self._fitted and len(self.shared.names) < 2:
+            raise ValueError(
+                f"reference_scale=auto compares outputs of different classes, but {reference.name} shares only "
+                f"{self.shared.names} with the data. Set method.reference_scale=1.0 to match its outputs as they are, "
+                "or reference to a model that knows more of the classes, which are matched by name"
+            )
         self._scale = None if scale == "auto" else TargetScale(float(scale))
         self._answers: tuple[Tensor, Tensor] | None = None  # index and outputs of fixed training images
 
@@ -76,7 +85,9 @@ class LogitMatching:
         return 0.5 * self.heaviest * self.method.target_scale**2 if self._fitted else math.inf
 
     def start(self) -> None:
-        """Bring the reference to the device, and forget what an earlier fit has found out."""
+        """Bring the reference to the device, forget what an earlier fit has found out, and tell of other classes."""
+        if (difference := self.shared.difference()) and self.method.trainer.is_global_zero:
+            log.warning("%s: %s", self.reference.name, difference)
         self._answers = None
         if not isinstance(self.reference, StoredPredictions):
             self.reference.to(self.method.device)

@@ -24,6 +24,7 @@ from lqf_lightning.methods.lqf_refusals import (
 )
 from lqf_lightning.methods.matching_refusals import refuse_matching_options, refuse_reference
 from lqf_lightning.methods.method import OptimizerFactory, SchedulerFactory
+from lqf_lightning.methods.same_reference import refuse_other_reference
 from lqf_lightning.methods.solvers import Acceleration, Solver, SolverName, make_solver
 from lqf_lightning.teachers import Reference
 
@@ -127,8 +128,8 @@ class LQF(LinearizedMethod):
         self.linearize(group_ridge, intercept)
         self.matching: LogitMatching | None = None
         self.tradeoff_curve: TradeoffCurve | None = None
+        self.hparams["reference_fingerprint"] = None if reference is None else reference.fingerprint
         if reference is not None:
-            self.hparams["reference_fingerprint"] = reference.fingerprint
             self.matching = LogitMatching(
                 self, reference, alpha=alpha, beta=beta, scale=reference_scale, tradeoff=tradeoff
             )
@@ -237,4 +238,7 @@ class LQF(LinearizedMethod):
             self.ridge = checkpoint["ridge"]
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._stored_solver = options.get("solver", "sgd")
+            if self._stored_solver == self.hparams["solver"] == "sgd":  # the others look at the problem itself
+                known = {"reference_fingerprint": None} | options  # older versions had no references
+                refuse_other_reference(known, self.hparams, ("alpha", "beta", "reference_scale"))
             self.solver.restore(checkpoint.get("solver", {}))

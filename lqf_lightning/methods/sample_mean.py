@@ -34,8 +34,10 @@ class SampleMean(Metric):
             value: Mean over the batch, a scalar.
             size: Number of samples in it; 0 leaves `value` out.
         """
+        # A module in half precision takes its metrics along, and bfloat16 cannot count beyond 256.
+        self.total, self.count = self.total.double(), self.count.double()
         if size:
-            self.total += value.detach().to(self.total.dtype) * size
+            self.total += value.detach().double() * size
         self.count += size
 
     def compute(self) -> Tensor:

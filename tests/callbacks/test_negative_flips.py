@@ -197,6 +197,66 @@ def test_classes_that_the_old_model_does_not_know_are_left_out(tmp_path, root):
     assert "bee" not in set(pd.read_parquet(tmp_path / "negative_flips_val.parquet")["class"])
 
 
+def test_classes_that_the_old_model_lacks_are_told_once(tmp_path, root, caplog):
+    trainer = fit(tmp_path, root, NegativeFlips(old_model(classes=["dog", "cat", "ant"])))
+    trainer.test(trainer.lightning_module, datamodule=noise_data(root), verbose=False)
+    assert caplog.text.count("old5: the old model does not know [bee]; it knows [dog], which the data lack") == 1
+
+
+def learned(folder, root, split, paths, seed=5):
+    """An old model whose run trained on files of another split."""
+    manifest = noise_data(root).manifest
+    manifest.hash_contents()
+    rows = (manifest.table["split"] == split).to_numpy()
+    manifest.table["split"] = "val"
+    manifest.table.loc[manifest.table.index[rows][:paths], "split"] = "train"
+    manifest.write(folder / f"{split}{paths}.parquet")
+    old = old_model(seed)
+    old.manifest = folder / f"{split}{paths}.parquet"
+    return old
+
+
+class Before(Callback):
+    """What has been told when the first batch begins."""
+
+    def __init__(self, caplog):
+        self.caplog, self.text = caplog, None
+
+    def on_train_batch_start(self, *_):
+        self.text = self.text or self.caplog.text
+
+
+def test_images_that_an_old_model_was_trained_on_are_told_before_training(tmp_path, root, caplog):
+    first, second = learned(tmp_path, root, "val", 3), learned(tmp_path, root, "test", 4, seed=6)
+    before, flips = Before(caplog), NegativeFlips(references={"one": EnsembleTeacher([first, second])})
+    trainer = fit(tmp_path, root, before, flips, epochs=2)
+    assert before.text.count("old5 was trained on 3 of the 24 val images") == 1
+    assert f"Set data.manifest={first.manifest}" in before.text
+    assert before.text == caplog.text
+    assert "old6" not in caplog.text
+    for _ in range(2):
+        trainer.test(trainer.lightning_module, datamodule=noise_data(root), verbose=False)
+    assert caplog.text.count("old6 was trained on 4 of the 21 test images") == 1
+    assert caplog.text.count("was trained on") == 2
+
+
+def test_the_summary_says_which_model_it_is_of(tmp_path, root):
+    def entry(stage):
+        written = json.loads((tmp_path / "negative_flips.json").read_text())[stage]
+        return {key: written[key] for key in ("epoch", "checkpoint") if key in written}
+
+    trainer = fit(tmp_path, root, NegativeFlips(old_model()), epochs=3)
+    assert entry("val") == {"epoch": 2}
+    data, checkpoint = noise_data(root), tmp_path / "last.ckpt"
+    trainer.save_checkpoint(checkpoint)
+    trainer.test(method(), datamodule=data, verbose=False)
+    assert entry("test") == {"checkpoint": None}
+    trainer.test(method(), datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    assert entry("test") == {"checkpoint": checkpoint.name}
+    trainer.validate(method(), datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    assert entry("val") == {"checkpoint": checkpoint.name}
+
+
 def test_several_old_models_go_by_their_names(tmp_path, root):
     first, second = old_model(1), old_model(2, view=OTHER_VIEW)
     both, watch, data = EnsembleTeacher([first, second]), Watch(), noise_data(root)

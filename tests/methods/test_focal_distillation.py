@@ -493,6 +493,75 @@ def test_interrupted_and_resumed_training_ends_with_the_same_weights(old_run, tm
     assert all(torch.equal(value, parts["state_dict"][name]) for name, value in whole["state_dict"].items())
 
 
+OTHERWISE = {
+    "alpha": 2.0, "beta": 3.0, "distance": "kl", "filter": "all", "temperature": 2.0, "class_reduction": "sum",
+    "centered": True, "margin": 0.5, "power": 3.0, "top_k": 2, "exclude_target": True, "one_sided": True,
+    "strength": 0.5, "mixing": "released", "distillation_share": 0.5, "influence": 0.1,
+}  # fmt: skip
+
+
+def resume(checkpoint, epochs, **options):
+    trainer = build_trainer(epochs)
+    start = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.exists() else {}
+    fit_on(trainer, build(**options), TensorData(*draw(12), batch_size=6), **start)
+    trainer.save_checkpoint(checkpoint)
+    return trainer
+
+
+@pytest.mark.parametrize("name", ["reference", *OTHERWISE])
+def test_a_checkpoint_of_another_objective_is_not_gone_on_from(name, tmp_path):
+    resume(tmp_path / "run.ckpt", 1)
+    changed = {"reference": teach(8)} if name == "reference" else {name: OTHERWISE[name]}
+    was = teach().fingerprint if name == "reference" else build().hparams[name]
+    with pytest.raises(ValueError, match=rf"{name}\w* was {was} and is .* now\. Set hydra.run.dir to another folder"):
+        resume(tmp_path / "run.ckpt", 2, **changed)
+    data = TensorData(*draw(9))
+    build_trainer(0, limit_test_batches=1.0).test(
+        build(**{"reference": None, **changed}), data, tmp_path / "run.ckpt", verbose=False, weights_only=True
+    )
+    assert resume(tmp_path / "run.ckpt", 2).global_step == 4
+
+
+def test_a_checkpoint_that_does_not_tell_its_reference_is_gone_on_from(tmp_path):
+    resume(tmp_path / "run.ckpt", 1)
+    stored = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    del stored["hyper_parameters"]["reference_fingerprint"]
+    torch.save(stored, tmp_path / "run.ckpt")
+    assert resume(tmp_path / "run.ckpt", 2, reference=teach(8)).global_step == 4
+
+
+def test_a_run_resumed_with_another_strength_is_refused(old_run, tmp_path, folder_of_shapes):
+    options = ("test=false", "trainer.max_epochs=1")
+    upgrade(tmp_path, folder_of_shapes, old_run, *options)
+    with pytest.raises(ValueError, match=r"beta was 5\.0 and is 2.* now\. Set .*ckpt_path=null to start over"):
+        upgrade(tmp_path, folder_of_shapes, old_run, "method.beta=2", "test=false")
+    upgrade(tmp_path, folder_of_shapes, old_run, "method.beta=2", "ckpt_path=null", *options)
+
+
+def test_the_accuracy_of_the_old_model_does_not_take_the_precision_of_the_run(monkeypatch):
+    batch, seen = batch_of(7), []
+    method = ready()
+    monkeypatch.setattr(method.train_reference_acc, "update", lambda value, size: seen.append((value, size)))
+    torch.set_default_dtype(torch.bfloat16)  # as a step of precision=bf16-true has it
+    try:
+        method.training_loss(method(batch.input), batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    ((value, size),) = seen
+    assert size == 7
+    right = int((teach()(batch.input).argmax(-1) == batch.target).sum())
+    assert 0 < right < 7  # a binary fraction is no such number of sevenths
+    assert value.item() == right / 7
+
+
+def test_classes_that_the_old_model_lacks_are_told_once(caplog):
+    ready(reference=teach(classes=FOREIGN))
+    assert caplog.text.count("old7: the old model does not know [bee]; it knows [dodo], which the data lack") == 1
+    caplog.clear()
+    ready()
+    assert caplog.text == ""
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_an_upgrade_on_a_gpu_learns_from_the_old_model(precision, old_run, tmp_path, folder_of_shapes):

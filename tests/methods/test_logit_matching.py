@@ -311,6 +311,42 @@ def test_a_solved_run_is_solved_again_for_another_reference(tmp_path):
     assert (flat(method.linearized.deltas) - expected).norm() < 1e-9 * expected.norm()
 
 
+def resume_sgd(checkpoint, epochs, **options):
+    trainer = build_trainer(epochs)
+    start = {"ckpt_path": checkpoint, "weights_only": True} if checkpoint.exists() else {}
+    fit_on(trainer, build(**{"ridge": 0.02, "normalize_step": False, **options}), TensorData(IMAGES, LABEL), **start)
+    if not start:
+        trainer.save_checkpoint(checkpoint)
+    return trainer
+
+
+@pytest.mark.parametrize("changed", [{"alpha": 2.0}, {"beta": 4.0}, {"reference_scale": 0.7}, "another", "none"])
+def test_sgd_does_not_go_on_with_another_objective(changed, tmp_path):
+    old = {"reference": build_teacher()}
+    others = {"another": {"reference": build_teacher(seed=9)}, "none": {"reference": None}}
+    changed = others[changed] if isinstance(changed, str) else changed
+    resume_sgd(tmp_path / "run.ckpt", 1, **old)
+    (name,) = changed
+    with pytest.raises(ValueError, match=rf"{name}\w* was .* and is .* now\. Set hydra.run.dir to another folder"):
+        resume_sgd(tmp_path / "run.ckpt", 2, **(old | changed))
+    alone = build(**{"ridge": 0.02, **old, **changed})
+    build_trainer(1, limit_test_batches=1.0).test(
+        alone, TensorData(IMAGES, LABEL), tmp_path / "run.ckpt", verbose=False, weights_only=True
+    )
+    assert resume_sgd(tmp_path / "run.ckpt", 2, **old).global_step == 2
+
+
+def test_without_a_reference_its_strengths_do_not_matter_and_one_that_is_added_does(tmp_path):
+    resume_sgd(tmp_path / "run.ckpt", 1)
+    assert resume_sgd(tmp_path / "run.ckpt", 2, beta=3.0).global_step == 2
+    stored = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    del stored["hyper_parameters"]["reference_fingerprint"]  # as written before there were references
+    torch.save(stored, tmp_path / "run.ckpt")
+    assert resume_sgd(tmp_path / "run.ckpt", 2).global_step == 2
+    with pytest.raises(ValueError, match="reference_fingerprint was None and is"):
+        resume_sgd(tmp_path / "run.ckpt", 2, reference=build_teacher())
+
+
 def left_out(problem, ridge):
     """Outputs on each sample of the optimum without it, refitted."""
     outputs = []
@@ -514,6 +550,21 @@ def test_a_reference_of_other_classes_is_refused_at_once():
     other = FrozenTeacher(build_teacher().model, ["x", "y", "z"], VIEW, "other")
     with pytest.raises(ValueError, match="share no name"):
         build(reference=other)
+
+
+def test_a_scale_is_not_fitted_to_a_single_class():
+    other = build_teacher(classes=["bee", "x", "y"])
+    with pytest.raises(ValueError, match=r"old shares only \['bee'\] with the data\. Set method\.reference_scale=1\.0"):
+        build(reference=other)
+    build(reference=other, reference_scale=1.0)
+
+
+def test_classes_that_the_reference_lacks_are_told(caplog):
+    solve(build(**KERNEL, reference=build_teacher(classes=["bee", "x", "ant"])))
+    assert caplog.text.count("old: the old model does not know [cat]; it knows [x], which the data lack") == 1
+    caplog.clear()
+    solve(build(**KERNEL, reference=build_teacher()))
+    assert "does not know" not in caplog.text
 
 
 class Sabotage(Callback):

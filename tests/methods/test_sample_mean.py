@@ -54,3 +54,12 @@ def test_ranks_count_by_their_samples(world_size):
         return filled(*shares[dist.get_rank()]).compute()
 
     assert [value.item() for value in run_on_ranks(world_size, compute)] == [pytest.approx(22 / 6)] * world_size
+
+
+def test_a_module_in_half_precision_still_counts_in_double():
+    mean = SampleMean()
+    torch.nn.ModuleList([mean]).to(torch.bfloat16)
+    for _ in range(1000):
+        mean.update(torch.tensor(0.1, dtype=torch.float64), 1)
+    assert mean.count.item() == 1000
+    assert mean.compute().item() == pytest.approx(0.1, rel=1e-6)
