@@ -147,15 +147,16 @@ def linear(share: float, seeds: int, epochs: int) -> Plan:
     plan = Plan()
     update = _update(plan, "half the data to all, linearized")
     exact = (*LITE0, "method=lqf", "method.solver=kernel")
+    iterated = (*LITE0, "method=lqf_cg", "trainer.max_epochs=60")
     steps = (*LITE0, "method=lqf", f"trainer.max_epochs={epochs}")
     for seed in range(seeds):
         old = plan.add(f"linear_half_{seed}", (*exact, f"data.subset_ratio={share / 2}", f"seed={seed}"))
         update.old.append((old,))
         options = (f"data.subset_ratio={share}", f"seed={10 + seed}", "data/augmentation=none")
         for name, where, reference in (
-            ("none, exact", exact, ()), ("fd_lm, exact", exact, (old,)), ("none, SGD", steps, ()),
-            ("fd_lm, SGD", steps, (old,)),
+            ("none, exact", exact, ()), ("fd_lm, exact", exact, (old,)), ("fd_lm, exact by CG", iterated, (old,)),
+            ("none, SGD", steps, ()), ("fd_lm, SGD", steps, (old,)),
         ):  # fmt: skip
-            new = plan.add(f"linear_{name.replace(', ', '_')}_{seed}", (*where, *options), reference)
+            new = plan.add(f"linear_{name.replace(', ', '_').replace(' ', '_')}_{seed}", (*where, *options), reference)
             update.new.setdefault(name, []).append((new,))
     return plan

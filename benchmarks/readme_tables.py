@@ -108,12 +108,37 @@ def leave_one_out(report: dict[str, Any]) -> str:
     return rows(["kernel", *header, "rank correlation, change of outputs"], body)
 
 
+def congruence(report: dict[str, Any]) -> str:
+    """Error and negative flips of every way to update, by update."""
+    names = {
+        "none": "ordinary fine-tuning",
+        "naive": "naive reweighting",
+        "distillation": "distillation",
+        "fd_lm": "FD-LM",
+        "fd_kl": "FD-KL",
+        "fd_lm_strong": "FD-LM, `strength=5`",
+        "fd_kl_strong": "FD-KL, `strength=5`",
+        "elodi": "ELODI, ensembles of 4",
+        "ensembles of 4": "ensembles of 4 on both sides",
+    }
+    body = []
+    for data, entry in report["sets"].items():
+        for update, methods in entry["updates"].items():
+            for method, values in methods.items():
+                low, high = values["relative_nfr_interval"]
+                shown = [f"{100 * values[key]:.1f}" for key in ("error_old", "error_new", "nfr", "pfr")]
+                relative = f"{100 * values['relative_nfr']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+                body.append([data, update, names.get(method, method), *shown, relative])
+    return rows(["data", "update", "method", "old error", "error", "NFR", "PFR", "relative NFR"], body)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy,
     "step_cost": step_cost,
     "solve": solve,
     "kernel": kernel,
     "leave_one_out": leave_one_out,
+    "congruence": congruence,
 }
 
 
