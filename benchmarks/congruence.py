@@ -34,16 +34,16 @@ from lqf_lightning.train import prepare_process
 
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {
-        "cifar10": {"share": 0.02, "side": 32, "epochs": 1, "linear": 0.01, "test": 100},
-        "cars50": {"share": 0.2, "side": 32, "epochs": 1, "linear": 0.1, "test": 100},
+        "cifar10": {"share": 0.02, "side": 32, "epochs": 1, "linear": 0.01},
+        "cars50": {"share": 0.4, "side": 32, "epochs": 1, "linear": 0},
     },
     "default": {
-        "cifar10": {"share": 0.4, "side": 48, "epochs": 4, "linear": 0.1, "test": None},
-        "cars50": {"share": 1.0, "side": 64, "epochs": 8, "linear": 0.3, "test": None},
+        "cifar10": {"share": 0.4, "side": 48, "epochs": 4, "linear": 0.1},
+        "cars50": {"share": 1.0, "side": 64, "epochs": 8, "linear": 0.3},
     },
     "full": {
-        "cifar10": {"share": 1.0, "side": 224, "epochs": 10, "linear": 0.4, "test": None},
-        "cars50": {"share": 1.0, "side": 224, "epochs": 30, "linear": 0.3, "test": None},
+        "cifar10": {"share": 1.0, "side": 224, "epochs": 10, "linear": 0.4},
+        "cars50": {"share": 1.0, "side": 224, "epochs": 30, "linear": 0.3},
     },
 }  # shares are those of the training images, a tenth of which is held out; CIFAR-10 has 5,000 of them
 SGD_EPOCHS = 10  # of linearized networks
@@ -209,9 +209,10 @@ def main() -> None:
         workshop.work.mkdir(parents=True, exist_ok=True)
         weights = arguments.weights.absolute() if arguments.weights else None
         plans = [
-            linear(size["linear"], seeds, SGD_EPOCHS if arguments.size != "quick" else 1),
             nonlinear(size["share"], seeds, weights, arguments.size != "quick"),
         ]
+        if size["linear"]:
+            plans.insert(0, linear(size["linear"], seeds, SGD_EPOCHS if arguments.size != "quick" else 1))
         done = [run(plan, workshop) for plan in plans]
         report["sets"][name] = {**size, "complete": all(done), "updates": figures(plans, workshop)}
         report["claims"] += claims(name, report["sets"][name])
