@@ -199,7 +199,7 @@ def main() -> None:
     seeds = 1 if arguments.size == "quick" else arguments.seeds
     report: dict[str, Any] = {
         "benchmark": "congruence", "size": arguments.size, "sets": {}, "claims": [], "seeds": seeds,
-        "versions": {"torch": torch.__version__, "timm": timm.__version__}, "machine": platform.processor(),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__}, "machine": platform.platform(),
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     deadline = time.monotonic() + arguments.until

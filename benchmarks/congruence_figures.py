@@ -57,10 +57,16 @@ def _rows(update: Update, workshop: "Workshop") -> dict[str, Any]:
                 seconds.append(sum(workshop.seconds(name) for name in new))
         if tables:
             rows[method] = {**rates(tables), "seconds": statistics.mean(seconds)}
-    reports = [workshop.average(*pair)["averages"] for pair in update.averaged if workshop.has_average(*pair)]
-    tables = [_table(report["result"]["counts"]) for report in reports if report["chosen"]]
-    if tables:
-        rows["weights averaged, from the old weights"] = rates(tables) | {"chosen": [r["chosen"] for r in reports]}
+    reports = [workshop.average(*pair) for pair in update.averaged if workshop.has_average(*pair)]
+    averages = [report["averages"] for report in reports]
+    # Where no average is accurate enough, the new model itself is kept: that is the outcome of such a seed.
+    kept = [
+        found["result"] if found["chosen"] else whole["flips"] for found, whole in zip(averages, reports, strict=True)
+    ]
+    if kept:
+        rows["weights averaged, from the old weights"] = rates([_table(result["counts"]) for result in kept]) | {
+            "chosen": [found["chosen"] for found in averages]
+        }
     return rows
 
 

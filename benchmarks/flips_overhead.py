@@ -1,7 +1,7 @@
 """What the callback `negative_flips` adds to a validation, once the old model's predictions are in its cache.
 
-One fit alternates runs with and without the callback over the same validation images; the processor time of every
-validation is taken from its first hook to its last. The ratio is that of the medians.
+Short fits with and without the callback alternate over the same validation images; the processor time of every
+validation but each fit's first is taken from its first hook to its last. The ratio is that of the medians.
 
     python benchmarks/flips_overhead.py --data DIR [--quick] [--output FILE]
 

@@ -128,8 +128,8 @@ def congruence(report: dict[str, Any]) -> str:
                 low, high = values["relative_nfr_interval"]
                 shown = [f"{100 * values[key]:.1f}" for key in ("error_old", "error_new", "nfr", "pfr")]
                 relative = f"{100 * values['relative_nfr']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-                body.append([data, update, names.get(method, method), *shown, relative])
-    return rows(["data", "update", "method", "old error", "error", "NFR", "PFR", "relative NFR"], body)
+                body.append([data, update, names.get(method, method), str(values["seeds"]), *shown, relative])
+    return rows(["data", "update", "method", "seeds", "old error", "error", "NFR", "PFR", "relative NFR"], body)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -68,7 +68,7 @@ def classes_of(module: LightningModule) -> list[str]:
     Returns:
         The names, in the order of its outputs.
     """
-    classes: list[str] = module.classes  # type: ignore[assignment]
+    classes: list[str] = module.classes  # type: ignore[assignment]  # see above
     return classes
 
 
