@@ -6,6 +6,7 @@ from lqf_lightning.data.augmentation import NoAugmentation as NoAugmentation
 from lqf_lightning.data.augmentation import RandAugment as RandAugment
 from lqf_lightning.data.augmentation import Shift as Shift
 from lqf_lightning.data.batch import Batch as Batch
+from lqf_lightning.data.cycling_sampler import CyclingSampler as CyclingSampler
 from lqf_lightning.data.datamodule import ImageDataModule as ImageDataModule
 from lqf_lightning.data.dataset import ImageDataset as ImageDataset
 from lqf_lightning.data.digits_source import DigitsSource as DigitsSource
@@ -17,4 +18,9 @@ from lqf_lightning.data.sampler import TrainingSampler as TrainingSampler
 from lqf_lightning.data.sampler import UnpaddedSampler as UnpaddedSampler
 from lqf_lightning.data.source import Samples as Samples
 from lqf_lightning.data.source import Source as Source
+from lqf_lightning.data.stream import UNLABELED as UNLABELED
+from lqf_lightning.data.stream import Stream as Stream
+from lqf_lightning.data.stream import ViewsFactory as ViewsFactory
 from lqf_lightning.data.torchvision_source import TorchvisionSource as TorchvisionSource
+from lqf_lightning.data.views import TwoViews as TwoViews
+from lqf_lightning.data.views import WeakStrong as WeakStrong

@@ -10,7 +10,7 @@ class Batch(NamedTuple):
 
     Attributes:
         input: Images (B, 3, H, W), or a tuple of such tensors when a sample has several views.
-        target: Class positions (B,), int64.
+        target: Class positions (B,), int64; -1 (`UNLABELED`) where the label is unknown or not to be used.
         index: Rows of the run's manifest (B,), int64; unique within one split.
     """
 

@@ -6,25 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from lqf_lightning.data.augmentation import NoAugmentation
 from lqf_lightning.data.batch import Batch
-from lqf_lightning.data.dataset import ImageDataset, Record
-from lqf_lightning.data.images import Images
-from lqf_lightning.data.loader import TrainingLoader, loader_options
+from lqf_lightning.data.dataset import ImageDataset, Normalization, Record, check_normalization
+from lqf_lightning.data.loader import evaluation_loader
 from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.plan import Plan
 from lqf_lightning.data.pool import Pool
 from lqf_lightning.data.refusals import refuse_sizes, refuse_unlearnable, refuse_unusable, refuse_workers
-from lqf_lightning.data.sampler import SweepSampler, TrainingSampler, UnpaddedSampler
 from lqf_lightning.data.source import Source
+from lqf_lightning.data.stream import Stream, ViewsFactory
+from lqf_lightning.data.training_loaders import TrainingLoaders
 from lqf_lightning.data.world import World
 from lqf_lightning.teachers import View
 
 log = logging.getLogger(__name__)
-Normalization = tuple[Sequence[float], Sequence[float]]
 
 
 class ImageDataModule(LightningDataModule):
@@ -47,14 +47,18 @@ class ImageDataModule(LightningDataModule):
         shots: Training images per class; None: all.
         subset_ratio: Share of the training images; a smaller share is a subset of a larger one.
         subset_seed: Decides which, for both.
-        label_noise: Share of the training images that get the label of another class.
+        label_noise: Share of the labeled training images that get the label of another class.
         noise_seed: Decides which, and which label.
+        label_fraction: Share of every class, at least one image, whose labels are used; smaller ones are subsets.
+        labels_per_class: The same as a number of training images per class; None: `label_fraction` decides.
+        label_seed: Decides which, for both.
         cache_images: Keep resized images in memory where no augmentation is drawn.
         manifest: Manifest of an earlier run; its samples keep index, split and label.
         seed: Decides order and augmentation.
 
     Attributes:
-        sweeps: How often a training epoch goes through `fixed_train_dataloader`; 0: ordinary training.
+        sweeps: How often a training epoch goes through `fixed_train_dataloader`; 0: `stream` decides.
+        stream: What the method wants to be trained on.
     """
 
     def __init__(
@@ -75,6 +79,9 @@ class ImageDataModule(LightningDataModule):
         subset_seed: int = 0,
         label_noise: float = 0.0,
         noise_seed: int = 0,
+        label_fraction: float = 1.0,
+        labels_per_class: int | None = None,
+        label_seed: int = 0,
         cache_images: bool = False,
         manifest: str | Path | None = None,
         seed: int = 0,
@@ -85,17 +92,17 @@ class ImageDataModule(LightningDataModule):
         refuse_workers(num_workers, cache_images)
         self.source = source
         self.image_size, self.crop_fraction = image_size, crop_fraction
-        self.batch_size, self.eval_batch_size = batch_size, at_once
-        self.drop_last = drop_last
+        self.batch_size, self.eval_batch_size, self.drop_last = batch_size, at_once, drop_last
         self.num_workers = 0 if num_workers is None and (source.in_memory or cache_images) else num_workers
         self.cache_images = cache_images
         self.previous, self.seed = manifest, seed
-        self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, label_noise, noise_seed)
+        labels = (label_noise, noise_seed, label_fraction, labels_per_class, label_seed)
+        self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, *labels)
         self.evaluation_transform = NoAugmentation(size=image_size, crop_fraction=crop_fraction)
         self.training_transform = (augmentation or NoAugmentation)(size=image_size, crop_fraction=crop_fraction)
-        self.sweeps = 0
+        self.sweeps, self.stream = 0, Stream()
         self._manifest: Manifest | None = None
-        self._places: dict[str, tuple[Images, int]] = {}
+        self._pool: Pool  # with the manifest
         self._normalization: Normalization | None = None
         self._evaluated: dict[str, ImageDataset] = {}
 
@@ -109,9 +116,8 @@ class ImageDataModule(LightningDataModule):
             return
         splits = self.source.load()
         refuse_unusable(splits)
-        pool = Pool(splits)
-        self._places = pool.places
-        self._manifest = self.plan.apply(pool, None if self.previous is None else Manifest.read(self.previous))
+        self._pool = Pool(splits)
+        self._manifest = self.plan.apply(self._pool, None if self.previous is None else Manifest.read(self.previous))
         refuse_unlearnable(self.classes, self._manifest.rows("train")["label"])
         if self.test_split == "val":
             log.warning("the data set has no test split: what is reported as test is the validation split")
@@ -155,38 +161,28 @@ class ImageDataModule(LightningDataModule):
 
     @normalization.setter
     def normalization(self, value: Normalization) -> None:
-        mean, std = value
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-            raise ValueError(f"`normalization` must be three means and three positive deviations, got {value}")
-        self._normalization = (tuple(mean), tuple(std))
+        check_normalization(value)
+        self._normalization = (tuple(value[0]), tuple(value[1]))
         self._evaluated = {}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled, augmented training batches of this process, or sweeps over fixed ones.
+    def train_dataloader(self) -> DataLoader[Batch] | CombinedLoader:
+        """Shuffled, augmented training batches of this process as `stream` says, or sweeps over fixed ones.
 
         Returns:
-            A loader; if it shuffles, its position in the epoch is stored in checkpoints.
-
-        Raises:
-            ValueError: The batch size does not fit the number of processes or of samples.
+            A loader; if it shuffles, its position in the epoch is stored in checkpoints. A stream of "both" gives
+            dictionaries of two batches.
         """
         if self.sweeps:
             return self._evaluation_loader("train", self.sweeps)
-        world = World.find(self.trainer)
-        batch_size = world.share_batch(self.batch_size)
-        data = self._evaluation_set("train")
-        if getattr(self.training_transform, "random", True):
-            data = ImageDataset(data.records, self.training_transform, self.normalization, self.seed)
-        share = {"rank": world.rank, "world_size": world.size, "batch_size": batch_size}
-        sampler = TrainingSampler(len(data), self.seed, drop_last=self.drop_last, **share)
-        if not len(sampler):
-            raise ValueError(
-                f"data.drop_last=true leaves no training batch: {len(data)} samples are fewer than "
-                f"data.batch_size={self.batch_size}; set data.drop_last=false"
-            )
-        return TrainingLoader(
-            data, sampler, batch_size=batch_size, **loader_options(world, self.num_workers, self.image_size)
-        )
+        world, stream = World.find(self.trainer), self.stream
+        loaders = TrainingLoaders(world, self.batch_size, self.seed, self.num_workers, self.image_size)
+        if stream.samples == "labeled":
+            return loaders.labeled(self._labeled_set(stream.views), self.drop_last)
+        records = self._pool.records(self.manifest.training_rows(), hidden=stream.samples == "both")
+        everything = self._training_set(records, stream.views)
+        if stream.samples == "all":
+            return loaders.all(everything)
+        return loaders.both(self._labeled_set(), everything, stream.unlabeled_ratio)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Validation batches of this process, in order; the sizes of the shares may differ.
@@ -223,27 +219,31 @@ class ImageDataModule(LightningDataModule):
             A loader; the sizes of the shares may differ.
         """
         transform = NoAugmentation(view.image_size, view.crop_fraction)
-        data = ImageDataset(self._records(split), transform, (view.mean, view.std), self.seed)
+        records = self._pool.records(self.manifest.rows(split))
+        data = ImageDataset(records, transform, (view.mean, view.std), self.seed)
         return self._loader_of(data, size=view.image_size)
 
     def _evaluation_loader(self, split: str, sweeps: int = 0) -> DataLoader[Batch]:
         return self._loader_of(self._evaluation_set(split), sweeps)
 
     def _loader_of(self, data: ImageDataset, sweeps: int = 0, size: int | None = None) -> DataLoader[Batch]:
-        world = World.find(self.trainer)
-        share = {"rank": world.rank, "world_size": world.size, "batch_size": -(-self.eval_batch_size // world.size)}
-        sampler = SweepSampler(len(data), sweeps, **share) if sweeps else UnpaddedSampler(len(data), **share)
-        options = {"batch_sampler": sampler, **loader_options(world, self.num_workers, size or self.image_size)}
-        return DataLoader(data, **options)  # type: ignore[arg-type]  # a map of Batch
+        world, size = World.find(self.trainer), size or self.image_size
+        return evaluation_loader(data, world, self.eval_batch_size, self.num_workers, size, sweeps)
 
     def _evaluation_set(self, split: str) -> ImageDataset:
         if split not in self._evaluated:
-            self._evaluated[split] = ImageDataset(
-                self._records(split), self.evaluation_transform, self.normalization, self.seed, cache=self.cache_images
-            )
+            records = self._pool.records(self.manifest.rows(split))
+            options: dict[str, Any] = {"seed": self.seed, "cache": self.cache_images}
+            self._evaluated[split] = ImageDataset(records, self.evaluation_transform, self.normalization, **options)
         return self._evaluated[split]
 
-    def _records(self, split: str) -> list[Record]:
-        rows = self.manifest.rows(split)
-        columns = zip(rows["path"], rows["label"], rows["index"], strict=True)
-        return [Record(*self._places[path], int(label), int(index)) for path, label, index in columns]
+    def _labeled_set(self, views: ViewsFactory | None = None) -> ImageDataset:
+        fixed = self._evaluation_set("train")
+        drawn = views is not None or getattr(self.training_transform, "random", True)
+        return self._training_set(fixed.records, views) if drawn else fixed
+
+    def _training_set(self, records: Sequence[Record], views: ViewsFactory | None) -> ImageDataset:
+        transform: Any = self.training_transform
+        if views is not None:
+            transform = views(size=self.image_size, crop_fraction=self.crop_fraction, weak=transform)
+        return ImageDataset(records, transform, self.normalization, self.seed)

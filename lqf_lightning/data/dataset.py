@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,7 +26,7 @@ class Record:
     Attributes:
         images: The collection that holds the pixels.
         position: Place in that collection.
-        target: Position of the class.
+        target: Position of the class; -1 where it is unknown or hidden.
         index: Row of the manifest.
     """
 
@@ -35,16 +36,22 @@ class Record:
     index: int
 
 
-class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """Samples of one split; an item is (image (3, H, W), target, index).
+Normalization = tuple[Sequence[float], Sequence[float]]
+Input = Tensor | tuple[Tensor, ...]
+Sample = tuple[Input, int, int]
 
-    A plain position as key gives the sample with transforms seeded for epoch 0; a key (epoch, position) for that epoch.
-    What is drawn depends on (seed, epoch, index) alone: not on the number of processes or workers, nor on what was
-    loaded before.
+
+class ImageDataset(Dataset[Sample]):
+    """Samples of one split; an item is (image (3, H, W), target, index), or a tuple of views in place of the image.
+
+    A plain position as key gives the sample with transforms seeded for epoch 0; a key (epoch, position) for that epoch;
+    a key (epoch, position, round) where samples come several times in an epoch. What is drawn depends on (seed, epoch,
+    index), and on the round where there is one: not on the number of processes or workers, nor on what was loaded
+    before.
 
     Args:
         records: The samples.
-        transform: Maps an RGB image to a square image of fixed size.
+        transform: Maps an RGB image to a square image of fixed size, or to a tuple of them.
         normalization: Mean and standard deviation per channel, for pixels in [0, 1].
         seed: Seed of the run.
         cache: Keep the transformed images in memory; for transforms without randomness.
@@ -53,8 +60,8 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     def __init__(
         self,
         records: Sequence[Record],
-        transform: Callable[[Image.Image], Image.Image],
-        normalization: tuple[Sequence[float], Sequence[float]],
+        transform: Callable[[Image.Image], Image.Image | tuple[Image.Image, ...]],
+        normalization: Normalization,
         seed: int = 0,
         *,
         cache: bool = False,
@@ -63,7 +70,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         self.transform = transform
         self.mean, self.std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
         self.seed = seed
-        self.cache: dict[int, Tensor] | None = {} if cache else None
+        self.cache: dict[int, Input] | None = {} if cache else None
 
     def __len__(self) -> int:
         """Count the samples.
@@ -73,26 +80,33 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         """
         return len(self.records)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int, int]:
+    def __getitem__(self, key: int | tuple[int, ...]) -> Sample:
         """Load, transform and normalize one sample.
 
         Args:
-            key: Position, or (epoch, position).
+            key: Position, (epoch, position) or (epoch, position, round).
 
         Returns:
-            Image, target and index.
+            Image or views, target and index.
         """
-        epoch, position = key if isinstance(key, tuple) else (0, key)
+        epoch, position, *rounds = key if isinstance(key, tuple) else (0, key)
         record = self.records[position]
-        image = (self._pixels(record, epoch).float() / 255 - self.mean) / self.std
-        return image, record.target, record.index
+        pixels = self._pixels(record, epoch, *rounds)
+        if isinstance(pixels, tuple):
+            return tuple(map(self._normalized, pixels)), record.target, record.index
+        return self._normalized(pixels), record.target, record.index
 
-    def _pixels(self, record: Record, epoch: int) -> Tensor:
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() / 255 - self.mean) / self.std
+
+    def _pixels(self, record: Record, epoch: int, *rounds: int) -> Input:
         if self.cache is not None and record.index in self.cache:
             return self.cache[record.index]
         image = _decode(record)
-        with seeded(mix_seed(self.seed, epoch, record.index)):
-            pixels: Tensor = v2.functional.pil_to_tensor(self.transform(image))
+        to_tensor = v2.functional.pil_to_tensor
+        with seeded(mix_seed(self.seed, epoch, record.index, *rounds)):
+            drawn = self.transform(image)
+        pixels: Input = tuple(map(to_tensor, drawn)) if isinstance(drawn, tuple) else to_tensor(drawn)
         if self.cache is not None:
             self.cache[record.index] = pixels
         return pixels
@@ -103,12 +117,14 @@ class Collate:
 
     Args:
         size: Side of the images in pixels.
+        views: Views per sample, which a batch without rows cannot tell; 0: one image, not a tuple.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, views: int = 0) -> None:
         self.size = size
+        self.views = views
 
-    def __call__(self, samples: list[tuple[Tensor, int, int]]) -> Batch:
+    def __call__(self, samples: list[Sample]) -> Batch:
         """Stack.
 
         Args:
@@ -117,10 +133,30 @@ class Collate:
         Returns:
             The batch.
         """
-        images = [image for image, _, _ in samples]
-        stacked = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size)
         target, index = (torch.tensor([s[k] for s in samples], dtype=torch.int64) for k in (1, 2))
-        return Batch(stacked, target, index)
+        return Batch(self._stack([sample[0] for sample in samples]), target, index)
+
+    def _stack(self, inputs: list[Any]) -> Input:
+        if not inputs:
+            nothing = torch.empty(0, 3, self.size, self.size)
+            return (nothing,) * self.views if self.views else nothing
+        if isinstance(inputs[0], tuple):
+            return tuple(torch.stack(view) for view in zip(*inputs, strict=True))
+        return torch.stack(inputs)
+
+
+def check_normalization(value: Normalization) -> None:
+    """Check the normalization of a backbone.
+
+    Args:
+        value: Mean and standard deviation per channel.
+
+    Raises:
+        ValueError: They are not three, or a deviation is not positive.
+    """
+    mean, std = value
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"`normalization` must be three means and three positive deviations, got {value}")
 
 
 def _decode(record: Record) -> Image.Image:

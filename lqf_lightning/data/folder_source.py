@@ -11,8 +11,11 @@ from lqf_lightning.data.images import FileImages
 from lqf_lightning.data.option import check_option
 from lqf_lightning.data.selection import choose_fraction_per_class, draw_lots
 from lqf_lightning.data.source import Samples, Source
+from lqf_lightning.data.stream import UNLABELED
 
-_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_SPLITS = {
+    "train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",), "unlabeled": ("unlabeled",)
+}  # fmt: skip
 _LAYOUT = "Expected <root>/train/<class>/<image> (val and test beside train are optional) or <root>/<class>/<image>"
 
 
@@ -20,8 +23,9 @@ class FolderSource(Source):
     """Images in the layout of torchvision's `ImageFolder`, with or without folders for splits.
 
     `root/train`, and optionally `root/val` (or `valid`, `validation`) and `root/test`, each with one folder per class.
-    Or class folders directly in `root`: then a test split is drawn, the same one every time. Hidden files and folders
-    and files that are not images are passed over.
+    Or class folders directly in `root`: then a test split is drawn, the same one every time. With either layout,
+    `root/unlabeled` may hold training images of no known class, directly or in folders of any names. Hidden files and
+    folders and files that are not images are passed over.
 
     Args:
         root: The folder.
@@ -40,7 +44,7 @@ class FolderSource(Source):
         """List the images.
 
         Returns:
-            Samples under `train`, and under `val` and `test` where there are any.
+            Samples under `train`, and under `val`, `test` and `unlabeled` where there are any.
 
         Raises:
             FileNotFoundError: The folder does not exist or has no images.
@@ -55,15 +59,18 @@ class FolderSource(Source):
         for split, names in found.items():
             if len(names) > 1:
                 raise ValueError(f"{self.root} has several folders for split {split}: {', '.join(names)}. Keep one.")
+        unlabeled = self._scan_unlabeled(found.pop("unlabeled"))
         if found["train"]:
-            return {split: self._scan(names[0]) for split, names in found.items() if names}
+            return {split: self._scan(names[0]) for split, names in found.items() if names} | unlabeled
         if found["val"] or found["test"]:
             raise ValueError(f"{self.root} has {sorted(folders.values())} but no folder train. {_LAYOUT}.")
-        return self._draw_test(self._scan(""))
+        return self._draw_test(self._scan("")) | unlabeled
 
     def _scan(self, folder: str) -> Samples:
         base = self.root / folder
         classes = sorted(entry.name for entry in base.iterdir() if _is_visible_folder(entry))
+        if not folder:
+            classes = [name for name in classes if name.lower() != "unlabeled"]
         if not classes:
             loose = sum(1 for entry in base.iterdir() if entry.suffix.lower() in IMG_EXTENSIONS)
             raise ValueError(
@@ -74,12 +81,16 @@ class FolderSource(Source):
             (path, label) for label, name in enumerate(classes) for path in self._list(PurePosixPath(folder, name))
         ]
         if not listed:
-            raise FileNotFoundError(
-                f"no images under {base}: its folders hold {self._other_files(base)}. Supported are "
-                f"{' '.join(IMG_EXTENSIONS)}; set data.source.root=/path/to/images"
-            )
+            raise FileNotFoundError(self._no_images(base))
         paths, labels = zip(*listed, strict=True)
         return Samples(FileImages(self.root, paths), paths, labels, classes)
+
+    def _scan_unlabeled(self, names: list[str]) -> dict[str, Samples]:
+        if not names:
+            return {}
+        if not (paths := self._list(PurePosixPath(names[0]))):
+            raise FileNotFoundError(f"{self._no_images(self.root / names[0])}, or remove {names[0]}")
+        return {"unlabeled": Samples(FileImages(self.root, paths), paths, [UNLABELED] * len(paths), [])}
 
     def _list(self, folder: PurePosixPath) -> list[str]:
         paths = []
@@ -93,9 +104,13 @@ class FolderSource(Source):
             ]
         return paths
 
-    def _other_files(self, base: Path) -> str:
+    def _no_images(self, base: Path) -> str:
         kinds = Counter(path.suffix or "no extension" for path in base.rglob("*") if path.is_file())
-        return ", ".join(f"{count} files with {kind}" for kind, count in kinds.most_common(3)) or "no files"
+        held = ", ".join(f"{count} files with {kind}" for kind, count in kinds.most_common(3)) or "no files"
+        return (
+            f"no images under {base}: its folders hold {held}. Supported are {' '.join(IMG_EXTENSIONS)}; set "
+            "data.source.root=/path/to/images"
+        )
 
     def _draw_test(self, samples: Samples) -> dict[str, Samples]:
         lots = draw_lots(samples.paths, self.split_seed, "test")

@@ -7,8 +7,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from lqf_lightning.data.batch import Batch
+from lqf_lightning.data.cycling_sampler import CyclingSampler
 from lqf_lightning.data.dataset import Collate, ImageDataset
-from lqf_lightning.data.sampler import TrainingSampler
+from lqf_lightning.data.sampler import SweepSampler, TrainingSampler, UnpaddedSampler
 from lqf_lightning.data.world import World
 
 
@@ -24,7 +25,7 @@ class TrainingLoader(DataLoader[Batch]):
         **options: Passed on to torch's loader.
     """
 
-    def __init__(self, dataset: ImageDataset, sampler: TrainingSampler, **options: Any) -> None:
+    def __init__(self, dataset: ImageDataset, sampler: TrainingSampler | CyclingSampler, **options: Any) -> None:
         super().__init__(dataset, sampler=sampler, **options)  # type: ignore[arg-type]  # collated to Batch
         self.order = sampler
         self._taken = (0, 0)
@@ -64,21 +65,44 @@ class TrainingLoader(DataLoader[Batch]):
         self._taken = self._resume
 
 
-def loader_options(world: World, num_workers: int | None, size: int) -> dict[str, Any]:
+def loader_options(world: World, num_workers: int | None, size: int, views: int = 0) -> dict[str, Any]:
     """What all loaders of a run have in common.
 
     Args:
         world: This process among the others.
         num_workers: Worker processes; None: the cores of this process, up to 8.
         size: Side of the images in pixels.
+        views: Views per sample; 0: one image.
 
     Returns:
         Arguments of a `DataLoader`.
     """
     workers = world.share_cores() if num_workers is None else num_workers
     return {
-        "collate_fn": Collate(size),
+        "collate_fn": Collate(size, views),
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
     }
+
+
+def evaluation_loader(
+    data: ImageDataset, world: World, batch_size: int, num_workers: int | None, size: int, sweeps: int = 0
+) -> DataLoader[Batch]:
+    """Batches of one process in order, without chance; together the processes see every sample exactly once.
+
+    Args:
+        data: The samples.
+        world: This process among the others.
+        batch_size: Samples per step of all processes together, rounded up to as many on each.
+        num_workers: Worker processes; None: the cores of this process, up to 8.
+        size: Side of the images in pixels.
+        sweeps: How often every sample comes in an epoch of training; 0: an evaluation.
+
+    Returns:
+        A loader; the sizes of the shares may differ.
+    """
+    share = {"rank": world.rank, "world_size": world.size, "batch_size": -(-batch_size // world.size)}
+    sampler = SweepSampler(len(data), sweeps, **share) if sweeps else UnpaddedSampler(len(data), **share)
+    options = {"batch_sampler": sampler, **loader_options(world, num_workers, size)}
+    return DataLoader(data, **options)  # type: ignore[arg-type]  # a map of Batch

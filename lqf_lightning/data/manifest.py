@@ -24,16 +24,19 @@ _COLUMNS = {
     "sha": "str",
     "used": "bool",
     "removed": "bool",
+    "labeled": "bool",
 }
 
 
 class Manifest:
     """One row per sample; the row number is the sample's index, in every split and for good.
 
-    Columns: `index`; `split` (train, val, test); `path` (relative path or position); `label` and `class` (what the run
-    is told); `true_label` (differs under label noise); `sha` (BLAKE2b of the file, or of the pixels in memory);
-    `used` (false for training samples left out by `shots` or `subset_ratio`); `removed` (a file of an earlier run that
-    is gone: its index is never given to another one).
+    Columns: `index`; `split` (train, val, test, or unlabeled: training samples of no known class); `path` (relative
+    path or position); `label` and `class` (what the run is told; -1 and empty where unknown); `true_label` (differs
+    under label noise); `sha` (BLAKE2b of the file, or of the pixels in memory); `used` (false for training samples left
+    out by `shots` or `subset_ratio`); `removed` (a file of an earlier run that is gone: its index is never given to
+    another one); `labeled` (false for training samples whose label is unknown, or hidden from the run by
+    `label_fraction` or `labels_per_class`).
 
     Args:
         table: The rows, in order of index.
@@ -55,17 +58,18 @@ class Manifest:
         """Number the samples of a new run.
 
         Args:
-            rows: Split, path and label of every sample.
+            rows: Split, path and label of every sample; the label -1 where it is unknown.
             classes: Names of the classes.
             content: Reads the bytes of the sample with a given path.
 
         Returns:
-            A manifest without hashes in which all samples are used.
+            A manifest without hashes in which all samples are used and all known labels too.
         """
         table = pd.DataFrame(list(rows), columns=["split", "path", "label"])
         table["index"] = np.arange(len(table))
         table["true_label"] = table["label"]
-        table["class"] = [classes[label] for label in table["label"]]
+        table["labeled"] = table["label"] >= 0
+        table["class"] = [classes[label] if label >= 0 else "" for label in table["label"]]
         return cls(table.assign(sha="", used=True, removed=False), classes, content)
 
     def __len__(self) -> int:
@@ -77,16 +81,25 @@ class Manifest:
         return len(self.table)
 
     def rows(self, split: str) -> pd.DataFrame:
-        """Look up the samples of a split that take part in the run.
+        """Look up the samples of a split that take part in the run with their labels.
 
         Args:
             split: train, val or test.
 
         Returns:
-            Used, not removed rows in order of index.
+            Used, labeled, not removed rows in order of index.
         """
         table = self.table
-        return table[(table["split"] == split) & table["used"] & ~table["removed"]]
+        return table[(table["split"] == split) & table["used"] & ~table["removed"] & table["labeled"]]
+
+    def training_rows(self) -> pd.DataFrame:
+        """Look up all samples that a run may learn from, with or without a label.
+
+        Returns:
+            Used, not removed rows of the splits train and unlabeled, in order of index.
+        """
+        table = self.table
+        return table[table["split"].isin(["train", "unlabeled"]) & table["used"] & ~table["removed"]]
 
     def hash_contents(self) -> None:
         """Fill in missing hashes, reading every file once; removed samples keep the hash they had.
@@ -109,7 +122,7 @@ class Manifest:
         """Number the samples as an earlier run did.
 
         Samples known from that run keep index, split and label (so noisy labels stay what they were); samples that are
-        gone stay as removed rows; new samples follow at the end. `used` is taken from this manifest.
+        gone stay as removed rows; new samples follow at the end. `used` and `labeled` are taken from this manifest.
 
         Args:
             previous: Manifest of the earlier run.
@@ -131,7 +144,8 @@ class Manifest:
         known = then.index.intersection(now.index, sort=False)
         _refuse_changed(known[(then.loc[known, "sha"] != now.loc[known, "sha"]).to_numpy()])
         old = then.assign(removed=~then.index.isin(now.index))
-        old["used"] = now["used"].reindex(old.index, fill_value=False).astype(bool)
+        for column in ("used", "labeled"):
+            old[column] = now[column].reindex(old.index, fill_value=False).astype(bool)
         new = now[~now.index.isin(then.index)]
         table = pd.concat([old, new]).reset_index()
         return Manifest(table.assign(index=np.arange(len(table))), self.classes, self.content)
@@ -166,9 +180,12 @@ class Manifest:
             raise FileNotFoundError(f"no manifest at {path}; set data.manifest=... to the manifest of an earlier run")
         table = pq.read_table(path)
         metadata = table.schema.metadata or {}
-        if b"classes" not in metadata or set(table.column_names) != set(_COLUMNS):
+        if b"classes" not in metadata or set(table.column_names) | {"labeled"} != set(_COLUMNS):
             raise ValueError(f"{path} is not a manifest: it has the columns {table.column_names}")
-        return cls(table.to_pandas(), json.loads(metadata[b"classes"]))
+        rows = table.to_pandas()
+        if "labeled" not in rows:  # written when every training label was used
+            rows["labeled"] = True
+        return cls(rows, json.loads(metadata[b"classes"]))
 
 
 def _refuse_changed(paths: Sequence[str]) -> None:

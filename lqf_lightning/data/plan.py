@@ -22,8 +22,12 @@ class Plan:
         shots: Training samples per class, or None for all.
         subset_ratio: Share of the training samples; a smaller share is a subset of a larger one.
         subset_seed: Decides which, for both.
-        label_noise: Share of the training samples that get the label of another class.
+        label_noise: Share of the labeled training samples that get the label of another class.
         noise_seed: Decides which, and which label.
+        label_fraction: Share of every class, at least one sample, whose labels are used; a smaller share is a subset of
+            a larger one.
+        labels_per_class: Training samples per class whose labels are used, or None for `label_fraction`.
+        label_seed: Decides which, for both.
     """
 
     val_fraction: float
@@ -33,6 +37,9 @@ class Plan:
     subset_seed: int
     label_noise: float
     noise_seed: int
+    label_fraction: float
+    labels_per_class: int | None
+    label_seed: int
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -43,11 +50,18 @@ class Plan:
         check_option("val_fraction", self.val_fraction, 0 <= self.val_fraction < 1, "at least 0 and below 1", "0.1")
         check_option("label_noise", self.label_noise, 0 <= self.label_noise < 1, "at least 0 and below 1", "0.2")
         check_option("subset_ratio", self.subset_ratio, 0 < self.subset_ratio <= 1, "above 0 and at most 1", "0.5")
-        check_option("shots", self.shots, self.shots is None or self.shots >= 1, "null or at least 1", "null")
+        check_option("label_fraction", self.label_fraction, 0 < self.label_fraction <= 1, "above 0, at most 1", "0.1")
+        for name, count in (("shots", self.shots), ("labels_per_class", self.labels_per_class)):
+            check_option(name, count, count is None or count >= 1, "null or at least 1", "null")
         if self.shots is not None and self.subset_ratio < 1:
             raise ValueError(
                 f"data.shots={self.shots} and data.subset_ratio={self.subset_ratio} both choose training images; "
                 "set data.shots=null or data.subset_ratio=1"
+            )
+        if self.labels_per_class is not None and self.label_fraction < 1:
+            raise ValueError(
+                f"data.labels_per_class={self.labels_per_class} and data.label_fraction={self.label_fraction} both "
+                "choose labels; set data.labels_per_class=null or data.label_fraction=1"
             )
 
     def apply(self, pool: Pool, previous: Manifest | None) -> Manifest:
@@ -69,6 +83,7 @@ class Plan:
         if previous is not None:
             manifest = manifest.align(previous)
         self._choose(manifest)
+        self._choose_labels(manifest)
         self._relabel(manifest, 0 if previous is None else len(previous))
         return manifest
 
@@ -80,6 +95,18 @@ class Plan:
         else:
             chosen = choose_lowest(lots, max(1, round(self.subset_ratio * len(train))))
         manifest.table.loc[np.delete(train.index.to_numpy(), chosen), "used"] = False
+
+    def _choose_labels(self, manifest: Manifest) -> None:
+        train = manifest.rows("train")
+        if self.labels_per_class is None and self.label_fraction == 1:
+            return
+        lots = draw_lots(train["path"], self.label_seed, "label")
+        labels, count = train["true_label"].tolist(), self.labels_per_class
+        if count is not None:
+            chosen = choose_count_per_class(lots, labels, count, manifest.classes, "labels_per_class")
+        else:
+            chosen = choose_fraction_per_class(lots, labels, self.label_fraction, leave=0)
+        manifest.table.loc[np.delete(train.index.to_numpy(), chosen), "labeled"] = False
 
     def _relabel(self, manifest: Manifest, known: int) -> None:
         train = manifest.rows("train")

@@ -6,6 +6,7 @@ import numpy as np
 
 from lqf_lightning.data.option import check_option
 from lqf_lightning.data.source import Samples
+from lqf_lightning.data.stream import UNLABELED
 
 
 def refuse_sizes(image_size: int, crop_fraction: float, batch_size: int, eval_batch_size: int) -> None:
@@ -45,7 +46,7 @@ def refuse_unusable(splits: Mapping[str, Samples]) -> None:
     """Check that the splits agree on classes that all have images and whose labels exist.
 
     Args:
-        splits: Samples under train, and perhaps val and test.
+        splits: Samples under train, and perhaps val, test and unlabeled.
 
     Raises:
         ValueError: Something is wrong with the data set; the message names it.
@@ -53,6 +54,9 @@ def refuse_unusable(splits: Mapping[str, Samples]) -> None:
     if "train" not in splits:
         raise ValueError(f"the data set has no train split, only {sorted(splits)}")
     for name, samples in splits.items():
+        if name == "unlabeled":
+            _refuse_known_labels(samples)
+            continue
         _refuse_labels(name, samples)
         _refuse_other_classes(name, splits["train"], samples)
     classes = splits["train"].classes
@@ -64,11 +68,11 @@ def refuse_unusable(splits: Mapping[str, Samples]) -> None:
 
 
 def refuse_unlearnable(classes: Sequence[str], labels: Iterable[int]) -> None:
-    """Check that the options leave training images for every class.
+    """Check that the options leave labeled training images for every class.
 
     Args:
         classes: Names of the classes.
-        labels: Class positions of the training samples that are used.
+        labels: Class positions of the training samples that are used with their labels.
 
     Raises:
         ValueError: A class has none left.
@@ -78,7 +82,8 @@ def refuse_unlearnable(classes: Sequence[str], labels: Iterable[int]) -> None:
     if gone:
         raise ValueError(
             f"no training images are left for {len(gone)} of {len(classes)} classes: {_list(gone)}. Set "
-            "data.subset_ratio higher or data.val_fraction lower, or use data.shots, which keeps every class"
+            "data.subset_ratio higher, data.val_fraction or data.label_noise lower, or use data.shots, which chooses "
+            "images of every class"
         )
 
 
@@ -98,6 +103,17 @@ def _refuse_labels(name: str, samples: Samples) -> None:
         raise ValueError(
             f"split {name}: no images for {len(empty)} of {count} classes: "
             f"{_list([samples.classes[label] for label in empty])}. Add images, or remove them from every split"
+        )
+
+
+def _refuse_known_labels(samples: Samples) -> None:
+    if not samples.paths:
+        raise ValueError("split unlabeled has no images")
+    known = np.flatnonzero(np.asarray(samples.labels) != UNLABELED)
+    if len(known):
+        raise ValueError(
+            f"split unlabeled: {len(known)} images have a label; the first is {samples.labels[known[0]]} of "
+            f"{samples.paths[known[0]]}. Every label of this split has to be {UNLABELED}"
         )
 
 

@@ -14,9 +14,9 @@ def seen_in_training(manifest: Manifest, split: str, *others: Path) -> int:
         *others: Manifests of the runs that the models are of.
 
     Returns:
-        Number of samples of the split that are among the used training samples of any of these runs.
+        Number of samples of the split that are among the used training samples of any of these runs, labeled or not.
     """
     seen: set[str] = set()
     for other in others:
-        seen.update(Manifest.read(other).rows("train")["sha"])
+        seen.update(Manifest.read(other).training_rows()["sha"])
     return int(manifest.rows(split)["sha"].isin(seen - {""}).sum())

@@ -47,27 +47,28 @@ def choose_lowest(lots: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.in
 
 
 def choose_fraction_per_class(
-    lots: npt.NDArray[np.uint64], labels: Sequence[int], fraction: float
+    lots: npt.NDArray[np.uint64], labels: Sequence[int], fraction: float, *, leave: int = 1
 ) -> npt.NDArray[np.int64]:
-    """Choose `round(fraction * size)` samples of every class, but never none and never a whole class of two or more.
+    """Choose `round(fraction * size)` samples of every class, but at least one, and leave some.
 
     Args:
         lots: One number per sample (N,).
         labels: One class per sample (N,).
         fraction: Share of every class, between 0 and 1.
+        leave: How many samples of every class to leave at least, before anything is chosen.
 
     Returns:
         Positions in increasing order.
     """
     chosen = []
     for members in _members(labels).values():
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        count = min(max(round(fraction * len(members)), 1), len(members) - leave)
         chosen.append(members[choose_lowest(lots[members], count)])
     return np.sort(np.concatenate(chosen))
 
 
 def choose_count_per_class(
-    lots: npt.NDArray[np.uint64], labels: Sequence[int], count: int, classes: Sequence[str]
+    lots: npt.NDArray[np.uint64], labels: Sequence[int], count: int, classes: Sequence[str], option: str = "shots"
 ) -> npt.NDArray[np.int64]:
     """Choose the same number of samples from every class.
 
@@ -76,6 +77,7 @@ def choose_count_per_class(
         labels: One class per sample (N,).
         count: How many per class.
         classes: Names of the classes.
+        option: Name of the option of the data that asks for the count.
 
     Returns:
         Positions in increasing order.
@@ -89,8 +91,8 @@ def choose_count_per_class(
     if short:
         listed = ", ".join(f"{name} ({size})" for name, size in sorted(short.items(), key=lambda pair: pair[1])[:5])
         raise ValueError(
-            f"data.shots={count} asks for {count} training images per class, but {len(short)} of {len(classes)} "
-            f"classes have fewer: {listed}. Set data.shots={min(short.values())} or lower, or null for all."
+            f"data.{option}={count} asks for {count} training images per class, but {len(short)} of {len(classes)} "
+            f"classes have fewer: {listed}. Set data.{option}={min(short.values())} or lower, or null for all."
         )
     return np.sort(np.concatenate([rows[choose_lowest(lots[rows], count)] for rows in members.values()]))
 

@@ -14,8 +14,8 @@ class Samples:
     Attributes:
         images: The pixels.
         paths: One name per image that stays the same from run to run and is unique in the whole data set.
-        labels: One position in `classes` per image.
-        classes: Names of the classes of this split.
+        labels: One position in `classes` per image, or -1 for images of the split `unlabeled`.
+        classes: Names of the classes of this split; none for `unlabeled`.
     """
 
     images: Images
@@ -38,5 +38,6 @@ class Source(ABC):
         """List the samples, fetching them first where needed; called on every process.
 
         Returns:
-            Samples under `train`, and under `val` and `test` where the data set has such a split.
+            Samples under `train`, and under `val` and `test` where the data set has such a split. More training
+            images that nobody has labeled go under `unlabeled`.
         """

@@ -16,6 +16,12 @@ def write_images(folder, count, seed=0, size=(12, 10), suffix="png"):
 
 
 @pytest.fixture
+def add_images():
+    """Writes noise into a folder; its name and a seed decide which."""
+    return write_images
+
+
+@pytest.fixture
 def split_folder(tmp_path):
     """Three classes of 10 training and 5, 4 and 4 test images."""
     root = tmp_path / "images"

@@ -5,7 +5,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from lqf_lightning.data import ArrayImages, CropFlip, FileImages, ImageDataset, NoAugmentation
-from lqf_lightning.data.dataset import CorruptImageError, Record
+from lqf_lightning.data.dataset import Collate, CorruptImageError, Record
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 9, 3), dtype=np.uint8)
 RECORDS = [Record(ArrayImages(PIXELS, "noise"), n, n % 2, 10 + n) for n in range(6)]
@@ -42,6 +42,38 @@ def test_samples_draw_differently_in_one_epoch():
     same = [Record(RECORDS[0].images, 0, 0, index) for index in range(2)]
     data = make(records=same)
     assert not torch.equal(data[0, 0][0], data[0, 1][0])
+
+
+def test_rounds_of_an_epoch_draw_differently():
+    data = make()
+    drawn = [data[key][0] for key in ((0, 2), (0, 2, 0), (0, 2, 1), (1, 2, 0))]
+    assert len(torch.stack(drawn).flatten(1).unique(dim=0)) == 4
+    assert torch.equal(data[0, 2, 1][0], drawn[2])
+
+
+def test_the_views_of_a_sample_are_normalized_each():
+    data = ImageDataset(RECORDS, lambda image: (image, image.rotate(90)), NORMALIZATION)
+    plain = ImageDataset(RECORDS, lambda image: image, NORMALIZATION)
+    views, target, index = data[3]
+    assert isinstance(views, tuple)
+    assert torch.equal(views[0], plain[3][0])
+    assert torch.equal(views[1], plain[3][0].rot90(dims=(1, 2)))
+    assert (target, index) == (1, 13)
+
+
+def test_views_are_stacked_each():
+    data = ImageDataset(RECORDS, lambda image: (image, image.rotate(90)), NORMALIZATION)
+    batch = Collate(9, views=2)([data[1], data[4]])
+    assert [torch.equal(batch.input[k], torch.stack([data[1][0][k], data[4][0][k]])) for k in (0, 1)] == [True, True]
+    assert (batch.target.tolist(), batch.index.tolist()) == ([1, 0], [11, 14])
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_batch_without_rows_has_as_many_views(views):
+    batch = Collate(9, views)([])
+    inputs = batch.input if views else (batch.input,)
+    assert [view.shape for view in inputs] == [(0, 3, 9, 9)] * max(views, 1)
+    assert batch.target.dtype == batch.index.dtype == torch.int64
 
 
 def test_the_global_generator_is_left_alone():

@@ -90,3 +90,34 @@ def test_a_test_folder_without_a_train_folder_is_refused(split_folder):
 def test_the_test_fraction_has_a_range(tmp_path, fraction):
     with pytest.raises(ValueError, match=r"Set data\.source\.test_fraction="):
         FolderSource(tmp_path, test_fraction=fraction)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_folder_without_labels_is_listed_with_either_layout(add_images, split_folder, flat):
+    root = split_folder / "train" if flat else split_folder
+    before = FolderSource(root).load()
+    add_images(root / "Unlabeled" / "a" / "b", 2)
+    add_images(root / "Unlabeled", 1)
+    splits = FolderSource(root).load()
+    unlabeled = splits.pop("unlabeled")
+    assert unlabeled.paths == ["Unlabeled/000.png", "Unlabeled/a/b/000.png", "Unlabeled/a/b/001.png"]
+    assert unlabeled.labels == [-1] * 3
+    assert unlabeled.images.read(1).size == (12, 10)
+    assert {name: (s.paths, s.labels, s.classes) for name, s in splits.items()} == {
+        name: (s.paths, s.labels, s.classes) for name, s in before.items()
+    }
+
+
+def test_a_class_of_a_split_may_be_called_unlabeled(split_folder):
+    for split in ("train", "test"):
+        (split_folder / split / "cat").rename(split_folder / split / "unlabeled")
+    splits = FolderSource(split_folder).load()
+    assert splits["train"].classes == ["ant", "bee", "unlabeled"]
+    assert "unlabeled" not in splits
+
+
+def test_a_folder_without_labels_and_images_is_refused(split_folder):
+    (split_folder / "unlabeled").mkdir()
+    (split_folder / "unlabeled" / "list.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no images under .*unlabeled: .*1 files with \.txt.*remove unlabeled"):
+        FolderSource(split_folder).load()

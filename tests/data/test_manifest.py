@@ -2,6 +2,7 @@ from hashlib import blake2b
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -126,3 +127,60 @@ def test_a_manifest_without_images_cannot_invent_hashes(tmp_path):
     manifest = Manifest.build([("train", "a", 0), ("train", "b", 1)], ["a", "b"])
     with pytest.raises(RuntimeError, match="cannot hash"):
         manifest.write(tmp_path / "m.parquet")
+
+
+def test_a_resumed_run_uses_the_same_labels(split_folder, tmp_path):
+    options = {"label_fraction": 0.4, "label_noise": 0.3, "label_seed": 2}
+    before = written(split_folder, tmp_path / "m.parquet", **options)
+    after = manifest_of(split_folder, manifest=tmp_path / "m.parquet", **options)
+    pd.testing.assert_frame_equal(after.table, before.table)
+    assert before.rows("train").groupby("true_label").size().tolist() == [4] * 3  # of 9
+    fewer = manifest_of(split_folder, manifest=tmp_path / "m.parquet", label_fraction=0.2, label_seed=2)
+    assert set(fewer.rows("train")["index"]) < set(before.rows("train")["index"])
+
+
+def test_manifests_of_earlier_versions_used_every_label(split_folder, tmp_path):
+    manifest = written(split_folder, tmp_path / "m.parquet")
+    table = pq.read_table(tmp_path / "m.parquet")
+    pq.write_table(table.drop_columns("labeled"), tmp_path / "old.parquet")
+    read = Manifest.read(tmp_path / "old.parquet")
+    pd.testing.assert_frame_equal(read.table, manifest.table)
+    resumed = manifest_of(split_folder, manifest=tmp_path / "old.parquet", labels_per_class=2)
+    assert len(resumed.rows("train")) == 6
+
+
+def test_unlabeled_images_are_listed_after_the_others(add_images, split_folder, tmp_path):
+    before = written(split_folder, tmp_path / "m.parquet")
+    add_images(split_folder / "unlabeled" / "web", 3)
+    add_images(split_folder / "unlabeled", 2, seed=9)
+    manifest = written(split_folder, tmp_path / "n.parquet", shots=4)
+    columns = ["index", "split", "path", "label", "sha"]
+    pd.testing.assert_frame_equal(manifest.table[columns][:43], before.table[columns])
+    new = manifest.table[43:]
+    assert new["path"].tolist() == [
+        *(f"unlabeled/00{n}.png" for n in (0, 1)),
+        *(f"unlabeled/web/00{n}.png" for n in range(3)),
+    ]
+    assert set(zip(new["split"], new["label"], new["true_label"], new["class"], new["labeled"], strict=True)) == {
+        ("unlabeled", -1, -1, "", False)
+    }
+    assert new["sha"].str.len().eq(40).all()
+    assert new["used"].all()
+    assert len(manifest.rows("train")) == 12
+    assert len(manifest.rows("unlabeled")) == 0
+    assert manifest.training_rows()["index"].tolist() == [*manifest.rows("train")["index"], *range(43, 48)]
+
+
+def test_unlabeled_images_that_go_and_come_are_numbered_like_others(add_images, split_folder, tmp_path):
+    add_images(split_folder / "unlabeled", 3)
+    written(split_folder, tmp_path / "m.parquet")
+    (split_folder / "unlabeled" / "001.png").unlink()
+    Image.new("RGB", (5, 5), "red").save(split_folder / "unlabeled" / "!first.png")
+    table = by_path(manifest_of(split_folder, manifest=tmp_path / "m.parquet"))
+    assert table.loc[["unlabeled/000.png", "unlabeled/001.png", "unlabeled/!first.png"], "index"].tolist() == [
+        43,
+        44,
+        46,
+    ]
+    assert table["removed"].sum() == table.loc["unlabeled/001.png", "removed"] == 1
+    assert not table[table["split"] == "unlabeled"]["labeled"].any()

@@ -55,3 +55,11 @@ def test_missing_splits_are_named():
         refuse_unusable({"test": samples([0, 1])})
     with pytest.raises(ValueError, match="split test has no images"):
         refuse_unusable({"train": samples([0, 1]), "test": samples([])})
+
+
+def test_the_unlabeled_split_has_images_and_no_labels():
+    refuse_unusable({"train": samples([0, 1]), "unlabeled": samples([-1, -1], ())})
+    with pytest.raises(ValueError, match=r"split unlabeled: 1 images have a label; the first is 1 of x/2"):
+        refuse_unusable({"train": samples([0, 1]), "unlabeled": samples([-1, -1, 1], ())})
+    with pytest.raises(ValueError, match="split unlabeled has no images"):
+        refuse_unusable({"train": samples([0, 1]), "unlabeled": samples([], ())})

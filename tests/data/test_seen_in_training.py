@@ -30,3 +30,10 @@ def test_images_without_hash_count_as_unseen(tmp_path):
     other.hash_contents = lambda: None  # as of a file that is gone
     other.write(tmp_path / "other")
     assert seen_in_training(hashed(("val", "", True)), "val", tmp_path / "other") == 0
+
+
+def test_training_images_without_a_label_count(tmp_path):
+    other = hashed(("train", "a", True), ("unlabeled", "b", True))
+    other.table["labeled"] = False
+    other.write(tmp_path / "other")
+    assert seen_in_training(hashed(("val", "a", True), ("val", "b", True)), "val", tmp_path / "other") == 2
