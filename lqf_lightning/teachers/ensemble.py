@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from lqf_lightning.teachers.frozen import FrozenTeacher
+from lqf_lightning.teachers.teacher import Teacher
 
 
-class EnsembleTeacher(nn.Module):
+class EnsembleTeacher(Teacher):
     r"""The mean of the outputs (not of the probabilities) of its members (Yan et al., CVPR 2021, eq. 10).
 
     .. math:: z(x) = \frac1L \sum_l z_l(x)
@@ -48,17 +48,6 @@ class EnsembleTeacher(nn.Module):
         self.name = " + ".join(member.name for member in members)
         self.fingerprint = blake2b("".join(m.fingerprint for m in self.members).encode(), digest_size=16).hexdigest()
         self.backbone = members[0].backbone if len(members) == 1 else None
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode.
-
-        Args:
-            mode: Not heeded.
-
-        Returns:
-            The ensemble itself.
-        """
-        return super().train(False)
 
     @torch.no_grad()
     def forward(

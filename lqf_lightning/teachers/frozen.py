@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from lqf_lightning.backbones import Backbone
+from lqf_lightning.teachers.teacher import Teacher, at_least_single, wide_type
 from lqf_lightning.teachers.view import View
 
 
-class FrozenTeacher(nn.Module):
+class FrozenTeacher(Teacher):
     """A network in use today: it predicts, and nothing else happens to it.
 
     It stays in eval mode whatever its owner does, takes no gradient, and computes in its own precision, outside
@@ -55,17 +55,6 @@ class FrozenTeacher(nn.Module):
         self.fingerprint = fingerprint(model, repr((self.classes, view)))
         self.eval()
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in eval mode.
-
-        Args:
-            mode: Not heeded.
-
-        Returns:
-            The teacher itself.
-        """
-        return super().train(False)
-
     @torch.no_grad()
     def forward(
         self, images: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
@@ -83,10 +72,10 @@ class FrozenTeacher(nn.Module):
         own = next((p for p in self.model.parameters() if p.is_floating_point()), images)
         seen = self.view.translate(images.to(own.device, own.dtype), mean, std)
         if not len(seen):
-            return torch.zeros(0, len(self.classes), device=own.device, dtype=_at_least_single(own.dtype))
+            return torch.zeros(0, len(self.classes), device=own.device, dtype=wide_type(own.dtype))
         with torch.autocast(images.device.type, enabled=False):
-            outputs: Tensor = self.model(seen)
-        return outputs.detach().to(_at_least_single(outputs.dtype))
+            outputs: Tensor = at_least_single(self.model(seen))
+        return outputs
 
 
 def fingerprint(model: nn.Module, also: str = "") -> str:
@@ -105,7 +94,3 @@ def fingerprint(model: nn.Module, also: str = "") -> str:
             digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _at_least_single(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
