@@ -6,7 +6,18 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up. `linear` needs nothing but torch, so it lies below the backbones that it linearizes.
 STRATA = ["linear", "backbones", "teachers", "congruence", "data", "methods", "callbacks", "entry"]
-ENTRY = {"train", "evaluate", "compare", "_launch", "_instantiate", "_plugins", "references", "resume", "run_folder"}
+ENTRY = {
+    "train",
+    "evaluate",
+    "compare",
+    "export",
+    "_launch",
+    "_instantiate",
+    "_plugins",
+    "references",
+    "resume",
+    "run_folder",
+}
 ENTRY |= {"tracking", "summary", "comparison"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}

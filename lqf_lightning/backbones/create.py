@@ -49,8 +49,9 @@ def create_backbone(
         num_classes: Number of classes C.
         library: ``timm``, ``torchvision``, or None for torchvision where it has the name and timm elsewhere.
         weights: ``default`` (the library's own, downloaded once), ``package`` (EfficientNet-Lite0 from pip, no
-            network), the path of a ``.pt``, ``.pth`` or ``.safetensors`` file with the library's keys, or None for
-            random weights.
+            network), the path of a ``.pt``, ``.pth`` or ``.safetensors`` file with the library's keys, a checkpoint of
+            a run (``RUN/checkpoints/last.ckpt``, or ``...ckpt@teacher`` for its averaged teacher), or None for random
+            weights.
         image_size: Side in pixels of the images, for networks built for one size; None takes the library's.
         mean: Channel means of the weights' input; None takes the library's.
         std: Channel deviations of the weights' input; None takes the library's.

