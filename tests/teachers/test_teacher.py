@@ -41,7 +41,7 @@ def test_its_owner_going_into_training_leaves_it_in_eval_mode(build: Callable[[n
 @every_teacher
 def test_answers_draw_no_random_numbers_and_change_nothing(build: Callable[[nn.Module], Teacher]) -> None:
     teacher = build(net()).train()
-    before, random = [value.clone() for value in teacher.state_dict().values() if isinstance(value, Tensor)], None
+    before = [value.clone() for value in teacher.state_dict().values() if isinstance(value, Tensor)]
     random = torch.get_rng_state()
     first = teacher(IMAGES)
     assert torch.equal(first, teacher(IMAGES))
