@@ -12,7 +12,14 @@ from lqf_lightning.linear import current_reducer
 
 from .pictures import save_picture
 
-_CURVES = ("train/loss", "val/loss", "train/acc", "val/acc")
+_CURVES = {
+    "train/loss": "o-",
+    "val/loss": "s-",
+    "val/teacher_loss": "^--",
+    "train/acc": "o-",
+    "val/acc": "s-",
+    "val/teacher_acc": "^--",
+}
 _PROBE = "val/linear_probe_acc"
 
 
@@ -81,7 +88,7 @@ class LearningCurves(Callback):
 
 
 def draw_learning_curves(history: list[dict[str, float]]) -> Figure:
-    """Loss and accuracy over epochs, for training and validation.
+    """Loss and accuracy over epochs, for training and validation, and for an averaged teacher where there is one.
 
     Args:
         history: One dictionary per epoch, with "epoch" and metric values.
@@ -91,11 +98,12 @@ def draw_learning_curves(history: list[dict[str, float]]) -> Figure:
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     panels = dict(zip(("loss", "acc"), figure.subplots(1, 2), strict=True))
-    for curve, style in zip(_CURVES, ("o-", "s-", "o-", "s-"), strict=True):
+    for curve, style in _CURVES.items():
         stage, _, name = curve.partition("/")
         points = [(row["epoch"] + 1, row[curve]) for row in history if curve in row]
         if points:
-            panels[name].plot(*zip(*points, strict=True), style, label=stage, markersize=4)
+            label = f"{stage}, averaged teacher" if name.startswith("teacher_") else stage
+            panels[name.removeprefix("teacher_")].plot(*zip(*points, strict=True), style, label=label, markersize=4)
     probe = [row[_PROBE] for row in history if _PROBE in row]
     if probe:
         panels["acc"].axhline(probe[-1], color="gray", linestyle="--", label="val, linear probe")

@@ -157,7 +157,9 @@ def _read_checkpoint(path: Path) -> FrozenTeacher:
         method = instantiate(run, "method", backbone=backbone, classes=classes)
     method.load_state_dict(stored["state_dict"])
     view = View(run.data.image_size, run.data.crop_fraction, backbone.mean, backbone.std)
-    plain = backbone if getattr(method, "model", None) is backbone.model else None
+    # Of self-supervised methods another classifier than the network's own answers.
+    answers = getattr(method, "model", None) is backbone.model and getattr(method, "head_is_trained", True)
+    plain = backbone if answers else None
     name = f"{path.parent.parent.name}/{path.stem}"
     manifest = path.parent.parent / "manifest.parquet"
     return FrozenTeacher(method, classes, view, name, plain, manifest=manifest if manifest.exists() else None)

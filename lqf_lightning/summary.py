@@ -34,6 +34,9 @@ def _results(metrics: dict[str, float], config: DictConfig) -> Table:
         if f"{stage}/acc" in metrics:
             values = (metrics.get(f"{stage}/{name}") for name in ("acc", "loss", "ece"))
             table.add_row(stage, *("" if value is None else f"{value:.4f}" for value in values))
+        if f"{stage}/teacher_acc" in metrics:
+            values = (metrics[f"{stage}/teacher_{name}"] for name in ("acc", "loss"))
+            table.add_row(f"{stage}, averaged teacher", *(f"{value:.4f}" for value in values), "")
     if "train/relative_gradient" in metrics:
         table.add_row(f"relative gradient {metrics['train/relative_gradient']:.2g}", "", "", "")
         table.add_row(f"dw is within {metrics['train/distance_bound']:.3g} of the optimum", "", "", "")
@@ -41,6 +44,10 @@ def _results(metrics: dict[str, float], config: DictConfig) -> Table:
         if f"{stage}/linear_probe_acc" in metrics:
             probe = metrics[f"{stage}/linear_probe_acc"]
             table.add_row(f"{stage}, linear probe on the same features", f"{probe:.4f}", "", "")
+        for prefix, whose in (("", "features"), ("teacher_", "the teacher's features")):
+            if f"{stage}/{prefix}knn_acc" in metrics:
+                votes = f"{metrics[f'{stage}/{prefix}knn_acc']:.4f}"
+                table.add_row(f"{stage}, nearest neighbors in {whose}", votes, "", "")
     return table
 
 

@@ -97,10 +97,11 @@ def test_commands_compose(command):
     overrides = [word for word in words if word != "-m"]
     if multirun:  # the first value of each swept key
         overrides = [f"{key}={value.split(',')[0]}" for key, _, value in (o.partition("=") for o in overrides)]
+    folder = [] if program == "lqf-export" else ["paths.output_dir=out"]
     config = compose(
         *overrides,
-        "paths.output_dir=out",
-        name={"lqf-train": "train", "lqf-eval": "eval", "lqf-compare": "compare"}[program],
+        *folder,
+        name={"lqf-train": "train", "lqf-eval": "eval", "lqf-compare": "compare", "lqf-export": "export"}[program],
     )
     assert config
 

@@ -56,7 +56,8 @@ def _obstacle(old: Side, new: Side, data: ImageDataModule) -> str:
             if member.backbone is None:
                 return (
                     f"{member.name} does not answer by the weights of a network alone (a linearized model is the "
-                    "network's expansion around its first weights), so that averages of networks would be other models"
+                    "network's expansion around its first weights, a self-supervised one has another classifier), so "
+                    "that averages of networks would be other models"
                 )
     if len(old.checkpoints) > 1:
         return f"old names {len(old.checkpoints)} models, and averages start from one"

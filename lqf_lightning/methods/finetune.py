@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from lqf_lightning.backbones import Backbone
+from lqf_lightning.methods.averaging import TeacherName, average_of
+from lqf_lightning.methods.frozen_parts import keep_frozen_parts_in_eval
 from lqf_lightning.methods.losses import LossName, choose_loss
 from lqf_lightning.methods.method import Method, OptimizerFactory, SchedulerFactory
+from lqf_lightning.teachers.momentum import Shape
 
 
 class Finetune(Method):
@@ -23,6 +25,12 @@ class Finetune(Method):
         target_scale: Value of the right class in the squared loss.
         batch_norm: "train" uses batch statistics and updates the running ones, "frozen" keeps the running statistics
             of pre-training. Layer groups that do not train are always frozen.
+        teacher: Also keep and evaluate a running average of the network: "eman"; "ema" (normalizes by its own batches)
+            or "ema_copied" (by the network's statistics); None: none.
+        momentum: What the average keeps of itself at every step.
+        momentum_schedule: "constant", or "cosine", which ends at 1.
+        momentum_warmup: Whether the first steps keep less.
+        sync_statistics: Average the network's batch-norm statistics over the ranks before the average takes them.
         layers: Names of the layer groups that train; None means all.
         group_lr: Learning-rate factor per layer group, 1 where absent.
     """
@@ -37,6 +45,11 @@ class Finetune(Method):
         loss: LossName = "cross_entropy",
         target_scale: float = 15.0,
         batch_norm: Literal["train", "frozen"] = "train",
+        teacher: TeacherName | None = None,
+        momentum: float = 0.999,
+        momentum_schedule: Shape = "constant",
+        momentum_warmup: bool = False,
+        sync_statistics: bool = False,
         layers: Sequence[str] | None = None,
         group_lr: Mapping[str, float] | None = None,
     ) -> None:
@@ -45,13 +58,18 @@ class Finetune(Method):
             raise ValueError(
                 f"`batch_norm` must be 'train' or 'frozen', got {batch_norm!r}. Set method.batch_norm=train"
             )
-        self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "reference"], logger=False)
+        self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "reference", "views"], logger=False)
         self.batch_norm = batch_norm
         self._loss = choose_loss(loss, target_scale)
         self.model = backbone.model
         trained = self.trained()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in trained)
+        if teacher is not None:
+            self.teacher = average_of(
+                self.model, teacher, momentum, schedule=momentum_schedule, warmup=momentum_warmup,
+                sync_statistics=sync_statistics,
+            )  # fmt: skip
         self.train()  # backbones come in eval mode, and Lightning trains every module in the mode it finds it in
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,13 +118,5 @@ class Finetune(Method):
         """
         super().train(mode)
         if mode:
-            for module in self.model.modules():
-                if self._is_frozen(module):
-                    module.eval()
+            keep_frozen_parts_in_eval(self.model, self.batch_norm == "frozen")
         return self
-
-    def _is_frozen(self, module: nn.Module) -> bool:
-        own = list(module.parameters())
-        return (bool(own) and not any(p.requires_grad for p in own)) or (
-            self.batch_norm == "frozen" and isinstance(module, _BatchNorm)
-        )

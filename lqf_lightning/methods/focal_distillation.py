@@ -4,18 +4,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn import functional as F
 
 from lqf_lightning.backbones import Backbone
-from lqf_lightning.congruence.distances import (
-    ClassReduction,
-    kl_distance,
-    logit_difference_inhibition,
-    logit_distance,
-)
+from lqf_lightning.congruence.distances import ClassReduction
 from lqf_lightning.congruence.focal_filter import FilterName, focal_mean, focal_weights, focus
 from lqf_lightning.congruence.influence import influence_loss
 from lqf_lightning.congruence.mixing import Mixing, mixed_objective
@@ -25,6 +19,7 @@ from lqf_lightning.methods.focal_refusals import old_head, refuse_classes, refus
 from lqf_lightning.methods.method import OptimizerFactory, SchedulerFactory
 from lqf_lightning.methods.same_reference import refuse_other_reference
 from lqf_lightning.methods.sample_mean import SampleMean
+from lqf_lightning.methods.shared_distance import shared_distance
 from lqf_lightning.teachers import EnsembleTeacher, FrozenTeacher, Reference, SharedClasses
 
 log = logging.getLogger(__name__)
@@ -123,17 +118,38 @@ class FocalDistillation(Finetune):
         """
         super().setup(stage)
         if stage == "fit":
-            teacher = usable(self._reference[0])
-            self._shared = SharedClasses(self.classes, teacher.classes)
-            refuse_classes(self.hparams, self._shared)
-            if (difference := self._shared.difference()) and self.trainer.is_global_zero:
-                log.warning("%s: %s", teacher.name, difference)
-            if self.influence:
-                old_head(teacher, self.backbone)
+            self._shared = self.match_classes()
+
+    def match_classes(self) -> SharedClasses:
+        """Find the classes that both models know.
+
+        Returns:
+            Where they are in the outputs of both.
+        """
+        teacher = self.old_model
+        shared = SharedClasses(self.classes, teacher.classes)
+        refuse_classes(self.hparams, shared)
+        if (difference := shared.difference()) and self.trainer.is_global_zero:
+            log.warning("%s: %s", teacher.name, difference)
+        if self.hparams["influence"]:
+            old_head(teacher, self.backbone)
+        return shared
+
+    def answers(self, images: Tensor) -> Tensor:
+        """What the old model makes of images that were prepared for the new one.
+
+        Args:
+            images: Normalized images (B, 3, H, W).
+
+        Returns:
+            Outputs (B, C_old), detached.
+        """
+        outputs: Tensor = self.old_model(images, self.backbone.mean, self.backbone.std)
+        return outputs
 
     @property
-    def teacher(self) -> FrozenTeacher | EnsembleTeacher:
-        """The old model."""
+    def old_model(self) -> FrozenTeacher | EnsembleTeacher:
+        """The model in use."""
         return usable(self._reference[0])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -145,7 +161,8 @@ class FocalDistillation(Finetune):
     def on_fit_start(self) -> None:
         """Bring the old model to the device."""
         super().on_fit_start()
-        self.teacher.to(self.device)
+        if self._reference[0] is not None:
+            self.old_model.to(self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of optimization on one batch.
@@ -178,14 +195,14 @@ class FocalDistillation(Finetune):
             A scalar, averaged over the batch.
         """
         options: Any = self.hparams
-        outputs = self.teacher(batch.input, self.backbone.mean, self.backbone.std)
+        outputs = self.answers(batch.input)
         old_target = self._shared.old_position(batch.target)
         losses = F.cross_entropy(logits, batch.target, reduction="none")
         in_focus = focus(self.filter, logits, outputs, batch.target, old_target)
         if self.distance == "none":
             distances, weights = losses, in_focus
         else:
-            distances = self._distances(logits, outputs, batch.target)
+            distances = shared_distance(self.hparams, self._shared, logits, outputs, batch.target)
             weights = focal_weights(in_focus, old_target, options.alpha, options.beta)
         cross_entropy, distillation = losses.mean(), focal_mean(distances, weights)
         self._note(cross_entropy, distillation, outputs.argmax(-1) == old_target, old_target)
@@ -193,28 +210,10 @@ class FocalDistillation(Finetune):
             cross_entropy, distillation, options.mixing, options.strength, options.distillation_share
         )
         if self.influence:
-            head = old_head(self.teacher, self.backbone)
+            head = old_head(self.old_model, self.backbone)
             (features,) = self._features
             objective = objective + self.influence * influence_loss(features, head.weight, head.bias, old_target)
         return objective
-
-    def _distances(self, logits: Tensor, outputs: Tensor, target: Tensor) -> Tensor:
-        options: Any = self.hparams
-        new, old = logits, outputs
-        columns = self._shared.new_columns.to(target.device)
-        if not self._shared.same:
-            new, old = logits[:, columns], outputs[:, self._shared.old_columns.to(target.device)]
-        if self.distance == "kl":
-            return kl_distance(new, old, options.temperature)
-        if self.distance == "logits":
-            return logit_distance(new, old, options.class_reduction, options.centered)
-        label = None
-        if options.exclude_target:
-            here = columns == target.unsqueeze(1)  # (B, S)
-            label = torch.where(here.any(1), here.int().argmax(1), -1)
-        return logit_difference_inhibition(
-            new, old, options.margin, options.power, options.top_k, label, options.one_sided
-        )
 
     def note_training(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Count outputs on training samples, on a rank without samples too: it takes part in the reductions.

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lqf_lightning.backbones import Backbone
 from lqf_lightning.linear import LinearizedModel
 from lqf_lightning.methods.intercept import is_intercept, tell_missing_intercept
 from lqf_lightning.methods.known_groups import known_groups
@@ -75,6 +76,14 @@ class LinearizedMethod(Method):
         """
         factors = {n: self.group_ridge.get(g, 1.0) for g in self.layers for n in self.backbone.groups[g]}
         return {name: factors[name] for name in self.linearized.deltas if name != self.intercept_name}
+
+    def networks(self) -> dict[str, Backbone]:
+        """None: the linearized network is another function than the network at ``w0 + dw``.
+
+        Returns:
+            An empty dictionary.
+        """
+        return {}
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters dw, by the names of the weights they change.

@@ -1,29 +1,30 @@
 """What all training methods share: steps, metrics, optimizers and exact resumption."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lqf_lightning.backbones import Backbone
-from lqf_lightning.data import Batch
+from lqf_lightning.data import Batch, Stream
+from lqf_lightning.methods.averaging import Averaging
 from lqf_lightning.methods.classification_metrics import NO_SAMPLE, classification_metrics
 from lqf_lightning.methods.divergence import refuse_divergence
 from lqf_lightning.methods.known_groups import known_groups
-from lqf_lightning.methods.rank_buffers import agree_on_buffers, broadcast_buffers_in_forward
+from lqf_lightning.methods.run_state import RunState
 from lqf_lightning.methods.sample_mean import SampleMean
 from lqf_lightning.methods.schedule import scheduled_steps
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+NO_DECAY = "_no_decay"  # ends the name of a parameter group that leaves weight decay out
 _STAGES = ("val", "test")
 
 
-class Method(LightningModule):
+class Method(Averaging, RunState):
     """A way to fine-tune a backbone; subclasses give `forward`, `loss` and the parameters that train.
 
     Steps return ``{"loss", "logits"}``, so that callbacks see every prediction beside its `Batch`. Metrics are
@@ -38,8 +39,8 @@ class Method(LightningModule):
         group_lr: Learning-rate factor per layer group, 1 where absent.
     """
 
-    moves_buffers = True  # whether training changes buffers (batch-norm statistics), so that ranks must agree on them
     sweeps = 0  # how often an epoch goes through training samples as they are evaluated; 0: ordinary training batches
+    stream = Stream()  # which training samples come, and in which views
 
     def __init__(
         self,
@@ -61,9 +62,9 @@ class Method(LightningModule):
             raise ValueError(f"factors must be at least 0, got {self.group_lr}. Set method.group_lr={{head: 10}}")
         self._optimizer, self._scheduler = optimizer, scheduler
         self.train_loss, self.train_acc = SampleMean(), SampleMean()
-        self.stage_loss = nn.ModuleDict({f"{stage}_loss": SampleMean() for stage in _STAGES})
+        means = [f"{stage}_{name}" for stage in _STAGES for name in ("loss", "teacher_loss", "teacher_acc")]
+        self.stage_means = nn.ModuleDict({name: SampleMean() for name in means})
         self.stage_metrics = nn.ModuleDict({f"{s}_metrics": classification_metrics(classes, s) for s in _STAGES})
-        self._random_state: Tensor | None = None
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The data term of the training loss.
@@ -105,7 +106,7 @@ class Method(LightningModule):
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and hasattr(data, "sweeps"):
-            data.sweeps = self.sweeps
+            data.sweeps, data.stream = self.sweeps, self.stream
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of optimization on one batch.
@@ -176,7 +177,7 @@ class Method(LightningModule):
         return self._evaluate(batch, "test")
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, Tensor]:
-        mean: Any = self.stage_loss[f"{stage}_loss"]
+        mean: Any = self.stage_means[f"{stage}_loss"]
         metrics: Any = self.stage_metrics[f"{stage}_metrics"]
         if len(batch.target):
             logits = self(batch.input)
@@ -188,7 +189,18 @@ class Method(LightningModule):
             logits, loss = nothing[:0], nothing.sum()
         mean.update(loss, len(batch.target))
         self.log(f"{stage}/loss", mean, on_step=False, on_epoch=True)
+        if self.teacher_predicts:
+            self._evaluate_teacher(batch, stage)
         return {"loss": loss, "logits": logits}
+
+    def _evaluate_teacher(self, batch: Batch, stage: str) -> None:
+        means: dict[str, Any] = {name: self.stage_means[f"{stage}_{name}"] for name in ("teacher_loss", "teacher_acc")}
+        if number := len(batch.target):
+            logits = self.teacher_logits(batch.input)
+            means["teacher_loss"].update(self.loss(logits, batch.target), number)
+            means["teacher_acc"].update((logits.argmax(-1) == batch.target).double().mean(), number)
+        for name, mean in means.items():
+            self.log(f"{stage}/{name}", mean, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
         """Report the validation metrics."""
@@ -208,42 +220,27 @@ class Method(LightningModule):
         """Stop a run whose loss is no longer a number, on all ranks alike."""
         refuse_divergence(self.trainer.callback_metrics["train/loss"], self.current_epoch, self.trainer.optimizers[0])
 
+    def groups(self) -> Iterator[dict[str, Any]]:
+        """Parameters that share a learning rate: the layer groups that train.
+
+        Yields:
+            Parameter groups as optimizers take them, with a name.
+        """
+        trained = self.trained()
+        for group in self.layers:
+            if members := [trained[name] for name in self.backbone.groups[group] if name in trained]:
+                yield {"params": members, "name": group}
+
     def configure_optimizers(self) -> Any:
         """One parameter group per trained layer group.
 
         Returns:
             What Lightning expects: an optimizer, with its per-step schedule where there is one.
         """
-        trained = self.trained()
-        members = {g: [trained[n] for n in self.backbone.groups[g] if n in trained] for g in self.layers}
-        groups = [{"params": parameters, "name": group} for group, parameters in members.items() if parameters]
-        optimizer = self._optimizer(groups)
+        optimizer = self._optimizer(list(self.groups()))
         for group in optimizer.param_groups:
-            group["lr"] *= self.group_lr.get(group["name"], 1.0)
+            group["lr"] *= self.group_lr.get(group["name"].removesuffix(NO_DECAY), 1.0)
         if self._scheduler is None:
             return optimizer
         scheduler = self._scheduler(optimizer, scheduled_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_validation_start(self) -> None:
-        """Evaluate the same network on every rank."""
-        agree_on_buffers(self.trainer.strategy.model, self.moves_buffers)
-
-    def on_validation_end(self) -> None:
-        """Let training synchronize buffers again."""
-        broadcast_buffers_in_forward(self.trainer.strategy.model, self.moves_buffers)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state, so that a resumed run draws what the uninterrupted one would."""
-        checkpoint["random_state"] = torch.get_rng_state()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the random state back; it is set when training goes on."""
-        self._random_state = checkpoint.get("random_state")
-
-    def on_train_start(self) -> None:
-        """Go on from the random state of the checkpoint, if there is one."""
-        broadcast_buffers_in_forward(self.trainer.strategy.model, self.moves_buffers)
-        if self._random_state is not None:
-            torch.set_rng_state(self._random_state.cpu())
-        self._random_state = None

@@ -27,16 +27,17 @@ class SampleMean(Metric):
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, value: Tensor, size: int) -> None:
+    def update(self, value: Tensor, size: int | Tensor) -> None:
         """Add a batch.
 
         Args:
             value: Mean over the batch, a scalar.
-            size: Number of samples in it; 0 leaves `value` out.
+            size: Number of samples in it; 0 leaves `value` out. Where it is a tensor, `value` must be finite even then:
+                to look at the size would make the device wait.
         """
         # A module in half precision takes its metrics along, and bfloat16 cannot count beyond 256.
         self.total, self.count = self.total.double(), self.count.double()
-        if size:
+        if isinstance(size, Tensor) or size:
             self.total += value.detach().double() * size
         self.count += size
 

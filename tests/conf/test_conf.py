@@ -16,6 +16,10 @@ GIVEN = {  # what only the user can give
     "backbone/timm": ["backbone.name=x"],
     "backbone/torchvision": ["backbone.name=x"],
 }
+BEFORE = {  # groups that not every method has
+    "method/preconditioner": ["method/preconditioner=kfac"],
+    "method/views": ["method=moco"],
+}
 CHOICES = [path.relative_to(CONF).with_suffix("").as_posix() for path in FILES if path.parent != CONF]
 CHOICES = [choice for choice in CHOICES if not Path(choice).name.startswith("_")]
 
@@ -31,7 +35,7 @@ def targets(node, path=""):
 def composed(choice):
     group, _, option = choice.rpartition("/")
     value = f"[{option}]" if group in ("callbacks", "logger") else option
-    before = ["method/preconditioner=kfac"] if group == "method/preconditioner" else []
+    before = BEFORE.get(group, [])
     return compose(*before, f"{group}={value}", *GIVEN.get(choice, []), "paths.output_dir=out")
 
 
@@ -71,7 +75,9 @@ def test_method_files_and_tests_share_their_stem():
     from lqf_lightning import methods
 
     root = CONF.parent
-    for module in ("finetune", "focal_distillation", "lqf"):
+    for module in (
+        "finetune", "focal_distillation", "lqf", "moco", "supmoco", "byol", "fixmatch", "self_distillation",
+    ):  # fmt: skip
         assert (CONF / "method" / f"{module}.yaml").exists()
         assert (Path(methods.__file__).parent / f"{module}.py").exists()
         assert (root / "tests" / "methods" / f"test_{module}.py").exists()
@@ -85,3 +91,22 @@ def test_choosing_callbacks_loses_neither_checkpoints_nor_progress():
     assert not config.get("callbacks")
     assert set(config.checkpoints) == {"best", "last"}
     assert config.progress._target_.endswith("ProgressBar")
+
+
+@pytest.mark.parametrize(("method", "other"), [("moco", "byol"), ("byol", "two_views"), ("fixmatch", "two_views")])
+def test_views_and_optimizers_of_a_method_can_be_chosen(method, other):
+    config = compose(f"method={method}", f"method/views={other}", "method/optimizer=lars", "paths.output_dir=out")
+    assert config.method.views == composed(f"method/views/{other}").method.views
+    assert config.method.optimizer._target_ == "timm.optim.Lars"
+    assert config.method.optimizer.trust_coeff == 0.001
+
+
+def test_methods_built_on_another_one_differ_from_it_where_they_say():
+    config = {name: dict(composed(f"method/{name}").method) for name in ("moco", "supmoco", "focal_distillation")}
+    assert config["supmoco"] == config["moco"] | {
+        "_target_": "lqf_lightning.methods.SupMoCo", "same_class": "positive",
+    }  # fmt: skip
+    average = dict(composed("method/self_distillation").method)
+    added = {"momentum", "momentum_schedule", "momentum_warmup", "sync_statistics"}
+    assert average.keys() - config["focal_distillation"].keys() == added
+    assert average["reference"] is None

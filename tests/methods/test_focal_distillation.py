@@ -315,7 +315,7 @@ def test_the_old_model_follows_to_the_device():
     method = build()
     method.to("meta")
     method.on_fit_start()
-    assert {p.device.type for p in method.teacher.parameters()} == {"meta"}
+    assert {p.device.type for p in method.old_model.parameters()} == {"meta"}
 
 
 def test_it_trains_under_autocast_with_the_old_model_in_full_precision():

@@ -50,7 +50,7 @@ def test_a_batch_without_samples_counts_for_nothing():
     values = method.stage_metrics["val_metrics"].compute()
     right = build_backbone().model(images).argmax(-1) == target
     assert values["val/acc"].item() == pytest.approx(right.double().mean().item())
-    assert method.stage_loss["val_loss"].count == 5
+    assert method.stage_means["val_loss"].count == 5
 
 
 def test_a_schedule_of_a_run_without_an_end_is_refused():
