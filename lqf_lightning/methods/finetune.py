@@ -33,6 +33,9 @@ class Finetune(Method):
         sync_statistics: Average the network's batch-norm statistics over the ranks before the average takes them.
         layers: Names of the layer groups that train; None means all.
         group_lr: Learning-rate factor per layer group, 1 where absent.
+
+    Raises:
+        ValueError: `batch_norm` has another name, or contradicts `teacher`.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class Finetune(Method):
         teacher: TeacherName | None = None,
         momentum: float = 0.999,
         momentum_schedule: Shape = "constant",
-        momentum_warmup: bool = False,
+        momentum_warmup: bool = True,
         sync_statistics: bool = False,
         layers: Sequence[str] | None = None,
         group_lr: Mapping[str, float] | None = None,
@@ -57,6 +60,11 @@ class Finetune(Method):
         if batch_norm not in ("train", "frozen"):
             raise ValueError(
                 f"`batch_norm` must be 'train' or 'frozen', got {batch_norm!r}. Set method.batch_norm=train"
+            )
+        if teacher == "ema" and batch_norm == "frozen":
+            raise ValueError(
+                "a teacher that normalizes by its own batches (teacher=ema) cannot follow a network that keeps its "
+                "running statistics (batch_norm=frozen). Set method.teacher=eman or method.batch_norm=train"
             )
         self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "reference", "views"], logger=False)
         self.batch_norm = batch_norm

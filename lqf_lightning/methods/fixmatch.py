@@ -65,7 +65,7 @@ class FixMatch(Finetune):
         teacher: TeacherName | None = "eman",
         momentum: float = 0.999,
         momentum_schedule: Shape = "constant",
-        momentum_warmup: bool = False,
+        momentum_warmup: bool = True,
         sync_statistics: bool = False,
         batch_norm: Literal["train", "frozen"] = "train",
         layers: Sequence[str] | None = None,

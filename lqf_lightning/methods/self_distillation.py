@@ -39,7 +39,7 @@ class SelfDistillation(FocalDistillation):
         *,
         momentum: float = 0.999,
         momentum_schedule: Shape = "constant",
-        momentum_warmup: bool = False,
+        momentum_warmup: bool = True,
         sync_statistics: bool = False,
         **options: Any,
     ) -> None:

@@ -61,7 +61,7 @@ class SupMoCo(MoCo):
         teacher: TeacherName = "eman",
         momentum: float = 0.999,
         momentum_schedule: Shape = "constant",
-        momentum_warmup: bool = False,
+        momentum_warmup: bool = True,
         sync_statistics: bool = False,
         decay_all: bool = True,
         online_lr: float = 1.0,

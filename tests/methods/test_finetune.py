@@ -10,7 +10,7 @@ from lqf_lightning.methods import Finetune
 from lqf_lightning.methods.losses import scaled_squared_loss
 from lqf_lightning.methods.schedule import cosine
 from methods.tensors import CLASSES, SGD, TensorData, build_backbone, build_trainer, draw, fit, gradient, snapshot
-from tiny import compose
+from tiny import compose, run_tiny
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 LAYERS = {"stem": ("conv1", "bn1"), "stage1": ("conv2", "bn2"), "head": ("fc",)}
@@ -156,3 +156,9 @@ def test_evaluation_uses_running_statistics_and_moves_nothing():
     expected = cross_entropy(build_backbone().model.eval()(images), target).item()
     assert got["test/loss"] == pytest.approx(expected, rel=1e-6)
     assert moved(before, method) == set()
+
+
+def test_batch_statistics_cannot_follow_frozen_ones(tmp_path, folder_of_shapes):
+    options = ("method=finetune", "method.teacher=ema", "method.batch_norm=frozen")
+    with pytest.raises(ValueError, match=r"method\.teacher=eman or method\.batch_norm=train"):
+        run_tiny(tmp_path, folder_of_shapes, *options)
