@@ -75,8 +75,19 @@ def no_labels(data: Path, size: dict[str, Any], seeds: int) -> Iterator[Job]:
     """MoCo and BYOL from random weights, by teacher; then a linear probe on what student and teacher have learned."""
     network = ("backbone=resnet18", "backbone.weights=null", "backbone.image_size=32")
     images = (*_data(data / "cifar10", 32), f"data.subset_ratio={size['share']}")
-    queue = {"moco": ("method.queue_size=2048", "method.momentum=0.99", "method.optimizer.lr=0.06")}
+    options = {
+        "moco": (
+            "method.queue_size=2048", "method.momentum=0.99", "method.momentum_warmup=false",
+            "method.optimizer.lr=0.06",
+        ),
+        "byol": ("method.optimizer.lr=0.3", "method.hidden_width=512"),
+    }  # fmt: skip
+    watched = ("trainer.max_epochs=1", "data.batch_size=64", "data.val_fraction=0.1", "data/augmentation=none")
     for seed in range(1, seeds + 1):
+        facts = {"data": "cifar10", "method": "untrained", "teacher": "none", "seed": seed}
+        yield Job(f"no_labels/untrained_{seed}", facts, (
+            *images, *network, "method=linear_probe", "callbacks=[linear_probe,knn]", f"seed={seed}", *watched,
+        ))  # fmt: skip
         for method in ("moco", "byol"):
             for teacher in TEACHERS:
                 name = f"no_labels/{method}_{teacher}_{seed}"
@@ -86,13 +97,12 @@ def no_labels(data: Path, size: dict[str, Any], seeds: int) -> Iterator[Job]:
                     f"seed={seed}",
                     f"trainer.max_epochs={size['epochs']}", "data.batch_size=64", "callbacks=[knn]",
                     f"callbacks.knn.every_n_epochs={size['epochs']}",
-                    *queue.get(method, ("method.optimizer.lr=0.3", "method.hidden_width=512")),
+                    *options[method],
                 ))  # fmt: skip
                 for part in ("student", "teacher"):
                     yield Job(f"{name}_{part}", {**facts, "probe": part}, (
-                        *images, *network[:1], network[2], "method=linear_probe", "callbacks=[linear_probe]",
-                        "trainer.max_epochs=1", "data.batch_size=64", "data.val_fraction=0.1",
-                        "data/augmentation=none", f"backbone.weights={{}}@{part}",
+                        *images, *network[:1], network[2], "method=linear_probe", "callbacks=[linear_probe]", *watched,
+                        f"backbone.weights={{}}@{part}",
                     ), name)  # fmt: skip
 
 

@@ -12,6 +12,7 @@ def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for key, group in _grouped(run for run in runs if "probe" not in run).items():
         probes = [run for run in runs if "probe" in run and _key(run) == key]
+        students = [run for run in probes if run["probe"] == "student"] or group
         found.append({
             **dict(zip(("data", "labels", "method", "teacher"), key, strict=True)),
             "seeds": len(group),
@@ -21,7 +22,7 @@ def rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "teacher_acc_by_seed": [run["metrics"].get("test/teacher_acc") for run in group],
             "knn_acc": _mean(group, "test/knn_acc"),
             "teacher_knn_acc": _mean(group, "test/teacher_knn_acc"),
-            "probe_acc": _mean([run for run in probes if run["probe"] == "student"], "test/linear_probe_acc"),
+            "probe_acc": _mean(students, "test/linear_probe_acc"),
             "teacher_probe_acc": _mean([run for run in probes if run["probe"] == "teacher"], "test/linear_probe_acc"),
             "selected": _mean(group, "train/selected"),
             "seconds": statistics.fmean(run["seconds"] for run in group),
@@ -40,6 +41,8 @@ def claims(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for other, least in (("ema", _PAPER[method]), ("ema_copied", 0.0), ("null", 0.0)):
             if (gain := _gain(best, score, (data, labels, method, other))) is not None:
                 found.append(_claim(f"{where}: accuracy with eman over {other}", gain, least))
+        if (gain := _gain(best, score, (data, labels, "untrained", "none"))) is not None:
+            found.append(_claim(f"{where}: nearest neighbors with eman over an untrained network", gain, 0.0))
         if (gain := _gain(best, score, (data, labels, "finetune", "none"))) is not None:
             found.append(_claim(f"{where}: accuracy with eman over fine-tuning on the labels alone", gain, 0.0))
     return found

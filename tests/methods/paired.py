@@ -57,7 +57,8 @@ def build(kind: type[Method], seed: int = 0, **options: Any) -> Any:
     """A method around the tiny network, without dropout, in double precision."""
     backbone = build_backbone(seed)
     backbone.model.drop.p = 0.0
-    return kind(backbone, CLASSES, **{"optimizer": SGD, "views": lambda **_: views, **options}).double()
+    usual = {"optimizer": SGD, "views": lambda **_: views, "momentum_warmup": False}
+    return kind(backbone, CLASSES, **{**usual, **options}).double()
 
 
 def buffers(module: torch.nn.Module) -> dict[str, Tensor]:

@@ -64,7 +64,7 @@ def test_the_average_follows_once_per_optimizer_step_whatever_is_accumulated():
 def build_finetune(**options):
     backbone = build_backbone()
     backbone.model.drop.p = 0.0
-    return Finetune(backbone, CLASSES, **{"optimizer": SGD, "teacher": "eman", **options})
+    return Finetune(backbone, CLASSES, **{"optimizer": SGD, "teacher": "eman", "momentum_warmup": False, **options})
 
 
 def test_what_is_kept_ends_with_the_run_on_a_cosine():
@@ -206,7 +206,7 @@ def test_the_teacher_never_uses_or_moves_batch_statistics_and_no_gradient_reache
 def test_in_bfloat16_the_average_is_kept_in_single_precision():
     backbone = build_backbone(dtype=torch.float32)
     backbone.model.drop.p = 0.0
-    method = Finetune(backbone, CLASSES, optimizer=SGD, teacher="eman", momentum=0.999)
+    method = Finetune(backbone, CLASSES, optimizer=SGD, teacher="eman", momentum=0.999, momentum_warmup=False)
     record = Record()
     trainer = build_trainer(2, record, precision="bf16-true", limit_val_batches=1.0)
     fit_on(trainer, method, TensorData(*draw(12, dtype=torch.float32), batch_size=3))
@@ -229,7 +229,7 @@ def checkpoints(tmp_path_factory, folder_of_shapes):
     }
     metrics = {}
     for name, chosen in options.items():
-        momentum = [] if name == "lqf" else ["method.momentum=0.5"]
+        momentum = [] if name == "lqf" else ["method.momentum=0.5", "method.momentum_warmup=false"]
         metrics[name] = run_tiny(
             root / name, folder_of_shapes, f"method={name}", *chosen, *momentum, "callbacks=[]", "test=false"
         )
