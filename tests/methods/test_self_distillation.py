@@ -14,7 +14,9 @@ def make(**options):
     """The average is another network from the start, as it is in the middle of a run."""
     backbone = build_backbone()
     backbone.model.drop.p = 0.0
-    method = SelfDistillation(backbone, CLASSES, **{"optimizer": SGD, "momentum": 0.5, "momentum_warmup": False, **options})
+    method = SelfDistillation(
+        backbone, CLASSES, **{"optimizer": SGD, "momentum": 0.5, "momentum_warmup": False, **options}
+    )
     with torch.no_grad():
         generator = torch.Generator().manual_seed(3)
         method.teacher.model.fc.weight.add_(torch.randn(3, 3, generator=generator, dtype=torch.float64))
