@@ -33,7 +33,7 @@ from eman_figures import claims, rows
 TEACHERS = ("eman", "ema", "ema_copied")
 SIZES: dict[str, dict[str, Any]] = {
     "quick": {"share": 0.04, "side": 32, "labels": [4], "steps": 4, "epochs": 1, "cars": 2},
-    "default": {"share": 1.0, "side": 48, "labels": [4, 25], "steps": 300, "epochs": 10, "cars": 300},
+    "default": {"share": 1.0, "side": 48, "labels": [4, 25], "steps": 300, "epochs": 8, "cars": 300},
     "full": {"share": 1.0, "side": 96, "labels": [4, 25], "steps": 20000, "epochs": 400, "cars": 10000},
 }  # `share` of the training images; `steps` of FixMatch, `cars` on cars50; `epochs` without labels
 
@@ -77,8 +77,7 @@ def no_labels(data: Path, size: dict[str, Any], seeds: int) -> Iterator[Job]:
     images = (*_data(data / "cifar10", 32), f"data.subset_ratio={size['share']}")
     options = {
         "moco": (
-            "method.queue_size=2048", "method.momentum=0.99", "method.momentum_warmup=false",
-            "method.optimizer.lr=0.06",
+            "method.queue_size=2048", "method.optimizer.lr=0.06",
         ),
         "byol": ("method.optimizer.lr=0.3", "method.hidden_width=512"),
     }  # fmt: skip

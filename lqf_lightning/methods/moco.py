@@ -24,8 +24,10 @@ class MoCo(SelfSupervised):
     """Momentum contrast (He et al., CVPR 2020; v2: Chen et al., 2020) whose teacher is EMAN (Cai et al., CVPR 2021).
 
     The student's projection of one view has to find the teacher's projection of the other one among K keys of earlier
-    batches of all ranks. An EMAN teacher lets no image see the others of its batch, so keys need not be shuffled over
-    ranks. With ``teacher=ema`` they would have to be, which is not done here: batch statistics then give pairs away.
+    batches of all ranks; until there are K, among as many as there are. The teacher has to be slow: where keys change
+    from batch to batch, the current ones are told from older ones by their age. An EMAN teacher lets no image see the
+    others of its batch, so keys need not be shuffled over ranks. With ``teacher=ema`` they would have to be, which is
+    not done here: batch statistics then give pairs away.
 
     Args:
         backbone: The network, its head and its layer groups.
@@ -66,7 +68,7 @@ class MoCo(SelfSupervised):
         teacher: TeacherName = "eman",
         momentum: float = 0.999,
         momentum_schedule: Shape = "constant",
-        momentum_warmup: bool = True,
+        momentum_warmup: bool = False,
         sync_statistics: bool = False,
         decay_all: bool = True,
         online_lr: float = 1.0,
@@ -135,4 +137,4 @@ class MoCo(SelfSupervised):
         Returns:
             A scalar, averaged over the batch.
         """
-        return info_nce(query, key, self.queue.keys, self.temperature)
+        return info_nce(query, key, self.queue.known()[0], self.temperature)

@@ -61,7 +61,7 @@ class SupMoCo(MoCo):
         teacher: TeacherName = "eman",
         momentum: float = 0.999,
         momentum_schedule: Shape = "constant",
-        momentum_warmup: bool = True,
+        momentum_warmup: bool = False,
         sync_statistics: bool = False,
         decay_all: bool = True,
         online_lr: float = 1.0,
@@ -93,5 +93,4 @@ class SupMoCo(MoCo):
         Returns:
             A scalar, averaged over the batch.
         """
-        queue = self.queue
-        return supervised_info_nce(query, key, target, queue.keys, queue.labels, self.temperature, self.same_class)
+        return supervised_info_nce(query, key, target, *self.queue.known(), self.temperature, self.same_class)

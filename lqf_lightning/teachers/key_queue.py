@@ -1,5 +1,7 @@
 """Keys of the last batches, which the next batch is told apart from."""
 
+from typing import Any, Self
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -10,9 +12,11 @@ class KeyQueue(nn.Module):
     r"""The last K keys of all ranks: a ring, first in first out (He et al., Momentum Contrast, CVPR 2020, section 3.2).
 
     It begins as unit vectors of Gaussian noise from a generator of its own, so that all ranks begin alike and no other
-    random number moves. Every step overwrites the oldest keys with those of all ranks, in the order of (rank, row):
-    the queue is the same on all ranks, without being broadcast. Name `BUFFERS` among those that DDP ignores, or it
-    sends the whole queue in every forward pass. The position is kept in the `state_dict` and is no buffer.
+    random number moves. `known` leaves the noise out: told from noise, all images move to one place of the sphere
+    before there is another image to be told from, and are slow to come apart again. Every step overwrites the oldest
+    keys with those of all ranks, in the order of (rank, row): the queue is the same on all ranks, without being
+    broadcast. Name `BUFFERS` among those that DDP ignores, or it sends the whole queue in every forward pass. The
+    position is kept in the `state_dict` and is no buffer.
 
     Args:
         size: Number of keys K.
@@ -23,6 +27,7 @@ class KeyQueue(nn.Module):
         keys: Keys (K, D). The tensor is written in place and never replaced.
         labels: Their classes (K,), -1 where unknown.
         position: Row of the oldest key, which the next one overwrites.
+        filled: How many of the keys are no noise any more: the first ones.
 
     Raises:
         ValueError: `size` or `width` is not positive.
@@ -33,6 +38,10 @@ class KeyQueue(nn.Module):
         ...     queue.enqueue(torch.tensor([[key]]))
         >>> queue.keys.tolist(), queue.position
         ([[10.0], [8.0], [9.0]], 1)
+        >>> queue = KeyQueue(size=3, width=1)
+        >>> queue.enqueue(torch.tensor([[7.0]]))
+        >>> [tensor.tolist() for tensor in queue.known()]
+        [[[7.0]], [-1]]
     """
 
     BUFFERS = ("keys", "labels")
@@ -49,7 +58,15 @@ class KeyQueue(nn.Module):
         noise = torch.randn(size, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         self.register_buffer("keys", F.normalize(noise, dim=1))
         self.register_buffer("labels", torch.full((size,), -1, dtype=torch.int64))
-        self.position = 0
+        self.position = self.filled = 0
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        """The keys that were put in, without the noise before them.
+
+        Returns:
+            Keys (n, D) and their classes (n,), n at most K; no rows at first.
+        """
+        return self.keys[: self.filled], self.labels[: self.filled]
 
     def refuse_batch(self, global_batch: int) -> None:
         """Check that batches fill the queue without remainder, so that a batch is in it as a whole or not at all.
@@ -90,6 +107,7 @@ class KeyQueue(nn.Module):
             labels = torch.full((len(keys),), -1, device=self.labels.device)
         number = self._overwrite(self.labels, labels)
         self.position = (self.position + number) % len(self.keys)
+        self.filled = min(self.filled + number, len(self.keys))
 
     def _overwrite(self, ring: Tensor, rows: Tensor) -> int:
         # A run that was resumed with another batch size may stand where a batch reaches over the end of the ring.
@@ -100,20 +118,29 @@ class KeyQueue(nn.Module):
         return len(gathered)
 
     def get_extra_state(self) -> Tensor:
-        """The position, for the `state_dict`.
+        """Position and number of keys, for the `state_dict`.
 
         Returns:
-            A tensor without dimensions: all of a `state_dict` are tensors.
+            Two integers, as a tensor: all of a `state_dict` are tensors.
         """
-        return torch.tensor(self.position)
+        return torch.tensor([self.position, self.filled])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Go on at the position of a `state_dict`.
+        """Go on where a `state_dict` was.
 
         Args:
             state: What `get_extra_state` returned.
         """
-        self.position = int(state)
+        self.position, self.filled = state.tolist()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # Keys of half precision would be compared with the current one, which is of single precision.
+        def keep_width(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return tensor.to(moved.device) if moved.is_floating_point() and moved.dtype.itemsize < 4 else moved
+
+        super()._apply(keep_width, recurse)  # type: ignore[no-untyped-call]  # torch gives this hook no types
+        return self
 
 
 def _world_size() -> int:

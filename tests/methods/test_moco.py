@@ -31,8 +31,9 @@ def contrast(method, images, temperature):
 
 
 @pytest.mark.parametrize("teacher", ["eman", "ema", "ema_copied"])
-def test_the_first_step_tells_the_own_key_from_the_initial_queue(teacher):
+def test_a_step_tells_the_own_key_from_those_of_the_queue(teacher):
     method = make(temperature=0.3, teacher=teacher)
+    method.queue.filled = 12  # as if the noise had been put in
     twin, images = copy.deepcopy(method), draw(6)[0]
     trainer = train(method, 6)
     loss = contrast(twin, images, 0.3)
@@ -44,6 +45,20 @@ def test_the_first_step_tells_the_own_key_from_the_initial_queue(teacher):
         expected = parameter - 0.1 * parameter.grad
         assert torch.allclose(method.student.get_parameter(name), expected, rtol=1e-10, atol=1e-13), name
         assert parameter.grad.norm() > 1e-6
+
+
+def test_the_noise_that_a_queue_begins_with_is_no_negative():
+    method = make(temperature=0.3, momentum=1.0)
+    before, images = copy.deepcopy(method), torch.cat([draw(6)[0], 1 - draw(6)[0]])
+    first = train(method, 6)  # nothing to be told from: no loss, and nothing learned
+    assert first.callback_metrics["train/loss"] == 0
+    for name, parameter in before.student.named_parameters():
+        assert torch.equal(method.student.get_parameter(name), parameter), name
+    second, _, _ = method.pretext(*views(images[6:]), torch.full((6,), -1))
+    query = normalize(before.student(views(images[6:])[0]).projection)
+    key, others = (normalize(before.teacher(views(part)[1]).projection) for part in (images[6:], images[:6]))
+    logits = torch.cat([(query * key).sum(1, keepdim=True), query @ others.T], 1) / 0.3  # six keys, not twelve
+    assert second.item() == pytest.approx(cross_entropy(logits, torch.zeros(6, dtype=torch.int64)).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("number", "position"), [(12, 0), (18, 6), (6, 6)])

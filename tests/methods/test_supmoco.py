@@ -65,6 +65,7 @@ def contrast(method, images, labels, temperature, same_class):
 def test_a_step_follows_the_definition(same_class):
     method = make(same_class=same_class, temperature=0.3)
     method.queue.labels.copy_(torch.tensor([0, 0, 1, -1, -1, 2, 1, 1, 0, 2, -1, 2]))
+    method.queue.filled = 12
     images, target = draw(6)[0], LABELS[:6]
     twin = copy.deepcopy(method)
     trainer = train(method, target)

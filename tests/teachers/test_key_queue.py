@@ -104,6 +104,30 @@ def test_keys_of_any_precision_are_stored_in_single_precision(dtype: torch.dtype
     assert torch.equal(queue.keys[:2], keys.float())
 
 
+def test_known_keys_are_those_that_were_put_in() -> None:
+    queue = KeyQueue(6, 2)
+    assert queue.known()[0].shape == (0, 2)
+    keys = torch.arange(16.0).view(8, 2)
+    for step in range(4):
+        queue.enqueue(keys[2 * step : 2 * step + 2], torch.tensor([2 * step, 2 * step + 1]))
+        expected = range(2 * step + 2) if step < 3 else [6, 7, 2, 3, 4, 5]
+        assert queue.known()[0].tolist() == [keys[row].tolist() for row in expected]
+        assert queue.known()[1].tolist() == list(expected)
+        again = KeyQueue(6, 2, seed=1)
+        again.load_state_dict(queue.state_dict())
+        assert (
+            (again.position, again.filled)
+            == (queue.position, queue.filled)
+            == ((2 * step + 2) % 6, min(6, 2 * step + 2))
+        )
+
+
+def test_keys_stay_in_single_precision_when_their_owner_is_narrowed() -> None:
+    owner = torch.nn.Sequential(KeyQueue(4, 2)).bfloat16()
+    assert owner[0].keys.dtype == torch.float32
+    assert owner.double()[0].keys.dtype == torch.float64
+
+
 def test_a_copy_of_the_state_goes_on_at_the_position() -> None:
     queue = KeyQueue(SIZE, WIDTH, seed=9)
     queue.load_state_dict(filled(3).state_dict())
