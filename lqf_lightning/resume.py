@@ -10,6 +10,11 @@ from lqf_lightning.run_folder import newest_checkpoint
 
 log = logging.getLogger(__name__)
 _SAME = ("method._target_", "method.layers", "backbone.name")  # what a checkpoint and a run must share
+_SAME_TEACHER = tuple(
+    f"method.{name}"
+    for name in ("teacher", "momentum", "momentum_schedule", "momentum_warmup", "sync_statistics", "queue_size")
+)
+_SAME_LABELS = ("data.label_fraction", "data.labels_per_class", "data.label_seed")
 
 
 def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
@@ -24,7 +29,6 @@ def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
 
     Raises:
         FileNotFoundError: The file is missing.
-        ValueError: The folder holds a run of another network or method.
     """
     choice = config.ckpt_path
     if choice is None:
@@ -35,20 +39,30 @@ def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
                 f"no checkpoint at {Path(choice).absolute()}. Set ckpt_path to one, to auto (the newest of the run "
                 "folder) or to null (start over)"
             )
+        _refuse_other_run(config, Path(choice).absolute().parent.parent)
         return Path(choice)
     found = newest_checkpoint(folder)
-    if found and (folder / "config.yaml").exists():
-        earlier = OmegaConf.load(folder / "config.yaml")
-        for key in _SAME:
-            was, now = OmegaConf.select(earlier, key), OmegaConf.select(config, key)
-            if was != now:
-                raise ValueError(
-                    f"{folder} holds a run with {key}={was}, which cannot go on with {key}={now}. Set hydra.run.dir to "
-                    "another folder, or ckpt_path=null to start over in this one"
-                )
     if found:
+        _refuse_other_run(config, folder)
         log.info("resuming from %s", found)
     return found
+
+
+def _refuse_other_run(config: DictConfig, folder: Path) -> None:
+    # Half a run with one teacher, or with some labels, and half with others is neither.
+    if not (folder / "config.yaml").exists():
+        return
+    earlier = OmegaConf.load(folder / "config.yaml")
+    for key in (*_SAME, *_SAME_TEACHER, *_SAME_LABELS):
+        group, _, name = key.rpartition(".")
+        if key not in _SAME and name not in (OmegaConf.select(earlier, group) or {}):
+            continue  # written by an earlier version
+        was, now = OmegaConf.select(earlier, key), OmegaConf.select(config, key)
+        if was != now:
+            raise ValueError(
+                f"{folder} holds a run with {key}={was}, which cannot go on with {key}={now}. Set hydra.run.dir to "
+                "another folder, or ckpt_path=null to start over in this one"
+            )
 
 
 def keep_indices(config: DictConfig, folder: Path) -> None:

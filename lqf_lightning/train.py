@@ -24,6 +24,8 @@ from lqf_lightning.references import open_references
 from lqf_lightning.resume import checkpoint_to_resume, keep_indices, make_paths_absolute
 from lqf_lightning.run_folder import forget_results, read_metrics, write_metrics, write_start
 from lqf_lightning.summary import print_summary
+from lqf_lightning.sync_batch_norm import TimmSyncBatchNorm
+from lqf_lightning.weights_origin import warn_of_seen_images
 
 _MODULE = "lqf_lightning.train"
 
@@ -82,7 +84,8 @@ def build_method(config: DictConfig) -> tuple[ImageDataModule, Method]:
     data: ImageDataModule = instantiate(config, "data")
     data.prepare_data()
     data.setup()
-    backbone: Backbone = instantiate(config, "backbone", num_classes=data.num_classes)
+    warn_of_seen_images(OmegaConf.select(config, "backbone.weights"), data)
+    backbone: Backbone = instantiate(config, "backbone", num_classes=data.num_classes, classes=data.classes)
     data.normalization = (backbone.mean, backbone.std)
     opened = open_references(config, "method", data.classes)
     method: Method = instantiate(config, "method", backbone=backbone, classes=data.classes, **opened)
@@ -102,6 +105,7 @@ def build_trainer(config: DictConfig, folder: Path, classes: Sequence[str] = ())
 
     Raises:
         MisconfigurationException: This machine cannot run it.
+        ValueError: An option of Lightning's would break the order of samples.
     """
     chosen = [f"callbacks.{name}" for name, entry in (config.get("callbacks") or {}).items() if entry is not None]
     callbacks: list[Callback] = [instantiate(config, key, **open_references(config, key, classes)) for key in chosen]
@@ -119,6 +123,14 @@ def build_trainer(config: DictConfig, folder: Path, classes: Sequence[str] = ())
         "enable_model_summary": False,
         "log_every_n_steps": 1,
     }
+    if config.trainer.get("sync_batchnorm"):
+        settings["plugins"] = [TimmSyncBatchNorm()]
+        config = cast(DictConfig, OmegaConf.merge(config, {"trainer": {"sync_batchnorm": False}}))
+    if config.trainer.get("overfit_batches"):
+        raise ValueError(
+            "trainer.overfit_batches replaces samplers that know epochs and ranks. Set +trainer.limit_train_batches=2 "
+            "with data.shots=5 to see whether a few images can be learned"
+        )
     settings = {name: value for name, value in settings.items() if name not in config.trainer}
     try:
         trainer: Trainer = instantiate(config, "trainer", **settings)

@@ -11,6 +11,7 @@ ENTRY = {
     "evaluate",
     "compare",
     "export",
+    "sync_batch_norm",
     "_launch",
     "_instantiate",
     "_plugins",
@@ -18,7 +19,7 @@ ENTRY = {
     "resume",
     "run_folder",
 }
-ENTRY |= {"tracking", "summary", "comparison"}
+ENTRY |= {"tracking", "summary", "comparison", "weights_origin"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}
 

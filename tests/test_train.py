@@ -172,6 +172,29 @@ def test_a_run_of_another_method_is_not_resumed_by_accident(tmp_path, folder_of_
         run_tiny(tmp_path, folder_of_shapes, "method=lqf", *short)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "key"),
+    [
+        (["method.teacher=eman"], ["method.teacher=ema_copied"], r"method\.teacher=eman"),
+        (["method.teacher=eman"], ["method.teacher=eman", "method.momentum=0.5"], r"method\.momentum=0\.999"),
+        (["data.labels_per_class=2"], ["data.labels_per_class=4"], r"data\.labels_per_class=2"),
+    ],
+)
+def test_half_a_run_is_not_continued_with_another_teacher_or_other_labels(
+    first, second, key, tmp_path, folder_of_shapes
+):
+    short = ("method=finetune", "trainer.max_epochs=1", "callbacks=[]", "test=false")
+    run_tiny(tmp_path, folder_of_shapes, *short, *first)
+    for how in ([], [f"ckpt_path={tmp_path}/checkpoints/last.ckpt"]):
+        with pytest.raises(ValueError, match=key + ".*cannot go on.*ckpt_path=null"):
+            run_tiny(tmp_path, folder_of_shapes, *short, *second, *how)
+
+
+def test_lightnings_overfitting_on_a_few_batches_is_refused(tmp_path, folder_of_shapes):
+    with pytest.raises(ValueError, match=r"trainer\.limit_train_batches=2 with data\.shots=5"):
+        run_tiny(tmp_path, folder_of_shapes, "method=finetune", "+trainer.overfit_batches=2")
+
+
 def test_starting_over_forgets_the_earlier_results(tmp_path, folder_of_shapes):
     run_tiny(tmp_path, folder_of_shapes, "method=linear_probe", "trainer.max_epochs=1", "callbacks=[]")
     (tmp_path / "wandb_run_id").write_text("earlier")

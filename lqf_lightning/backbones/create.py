@@ -29,6 +29,7 @@ def create_backbone(
     name: str,
     num_classes: int,
     *,
+    classes: Sequence[str] | None = None,
     library: Library | None = None,
     weights: Literal["default", "package"] | str | Path | None = "default",
     image_size: int | None = None,
@@ -41,12 +42,15 @@ def create_backbone(
 ) -> Backbone:
     """Build a classifier, load its weights and give it a new head.
 
-    The head keeps loaded values when they have ``num_classes`` outputs; otherwise its weights are drawn from
+    The head keeps loaded values when they have ``num_classes`` outputs, and if it is known on both sides what these
+    stand for, when they are of the same classes, in whatever order; otherwise its weights are drawn from
     N(0, head_std^2) with torch's global generator and its bias is zero.
 
     Args:
         name: The library's name of the architecture; a timm name may carry a tag.
         num_classes: Number of classes C.
+        classes: Names of the classes, in the order of the outputs (C,), which a head that a run of ours has trained
+            must share; None takes every head that fits.
         library: ``timm``, ``torchvision``, or None for torchvision where it has the name and timm elsewhere.
         weights: ``default`` (the library's own, downloaded once), ``package`` (EfficientNet-Lite0 from pip, no
             network), the path of a ``.pt``, ``.pth`` or ``.safetensors`` file with the library's keys, a checkpoint of
@@ -68,8 +72,10 @@ def create_backbone(
     """
     if num_classes < 1:
         raise ValueError(f"got num_classes={num_classes}, expected at least 1")
+    if classes is not None and len(classes) != num_classes:
+        raise ValueError(f"got num_classes={num_classes}, but the names of {len(classes)} classes")
     architecture = find_architecture(name, library)
-    model, head, source = _with_weights(architecture, num_classes, weights, image_size, head_std)
+    model, head, source = _with_weights(architecture, num_classes, weights, image_size, head_std, classes)
     if stride_in_1x1:
         move_strides_to_1x1(model)
     if leaky_slope is not None:
@@ -92,7 +98,12 @@ def create_backbone(
 
 
 def _with_weights(
-    architecture: Architecture, num_classes: int, weights: str | Path | None, image_size: int | None, head_std: float
+    architecture: Architecture,
+    num_classes: int,
+    weights: str | Path | None,
+    image_size: int | None,
+    head_std: float,
+    classes: Sequence[str] | None,
 ) -> tuple[nn.Module, str, str]:
     # The new head comes first and the weights second, so that a loaded head that fits keeps its values.
     if weights == "default" and architecture.library == "timm":
@@ -108,7 +119,7 @@ def _with_weights(
         case "package":
             source = load_packaged_weights(model, architecture, head)
         case path:
-            source = load_weight_file(model, Path(path), head)
+            source = load_weight_file(model, Path(path), head, classes)
     return model, head, source
 
 

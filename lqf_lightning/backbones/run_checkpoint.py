@@ -1,11 +1,13 @@
 """The plain networks inside a run's checkpoint, apart from the projectors, teachers, queues and metrics around them."""
 
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from torch import Tensor
 
 _STUDENT = "student"
@@ -26,6 +28,27 @@ class RunNetwork:
     state: dict[str, Tensor]
     classes: tuple[str, ...]
     head_is_trained: bool
+
+    def for_classes(self, head: str, classes: Sequence[str] | None) -> "RunNetwork":
+        """Keep of the head what is of use for some classes.
+
+        Args:
+            head: Name of the network's last layer.
+            classes: The classes that are to be told apart, in the order of the outputs; None: whatever the head knows.
+
+        Returns:
+            This network with the rows of its head in the order of `classes`; without its head if that was not trained,
+            or on other classes.
+        """
+        body = {key: tensor for key, tensor in self.state.items() if not key.startswith(f"{head}.")}
+        if not self.head_is_trained:
+            return replace(self, state=body)
+        if not self.classes or classes is None or self.classes == (ours := tuple(classes)):
+            return self
+        if sorted(self.classes) != sorted(ours):
+            return replace(self, state=body, head_is_trained=False)
+        rows = [self.classes.index(name) for name in ours]
+        return replace(self, classes=ours, state={k: t if k in body else t[rows] for k, t in self.state.items()})
 
 
 def split_part(path: Path) -> tuple[Path, str | None]:
@@ -88,6 +111,25 @@ def network_in_run(content: Any, path: Path, part: str | None = None) -> RunNetw
         )
     classes = tuple(map(str, content.get("hyper_parameters", {}).get("classes", ())))
     return RunNetwork(chosen, state, classes, bool(content.get("head_is_trained", True)))
+
+
+def exported_network(state: dict[str, Tensor], path: Path) -> RunNetwork | None:
+    """Recognize what ``lqf-export`` wrote with a trained head, by the file's metadata.
+
+    Args:
+        state: The tensors of the file.
+        path: The file.
+
+    Returns:
+        The network, or None if the file is none of ours, or says nothing of classes.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        told = file.metadata() or {}
+    if not {"lqf_lightning", "classes"} <= told.keys():
+        return None
+    return RunNetwork(told.get("part", _STUDENT), state, tuple(json.loads(told["classes"])), head_is_trained=True)
 
 
 def _prefixes(content: Any) -> dict[str, str] | None:

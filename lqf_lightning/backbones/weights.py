@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from lqf_lightning.backbones.library import Architecture
-from lqf_lightning.backbones.run_checkpoint import RunNetwork, network_in_run, split_part
+from lqf_lightning.backbones.run_checkpoint import RunNetwork, exported_network, network_in_run, split_part
 from lqf_lightning.backbones.weight_file import read_weight_file
 
 _logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def load_library_weights(model: nn.Module, architecture: Architecture, head: str
     return f"torchvision {entry}"
 
 
-def load_weight_file(model: nn.Module, path: Path, head: str) -> str:
+def load_weight_file(model: nn.Module, path: Path, head: str, classes: Sequence[str] | None = None) -> str:
     """Load a ``.pt``, ``.pth``, ``.safetensors`` or ``.ckpt`` file with the library's keys, or a run's checkpoint.
 
     Args:
@@ -126,6 +126,8 @@ def load_weight_file(model: nn.Module, path: Path, head: str) -> str:
             ``RUN/checkpoints/last.ckpt@teacher`` its averaged copy.
         head: Name of its last layer, which keeps its values if the file lacks it or has another number of classes, or
             if the run did not train it.
+        classes: What the network's outputs stand for, in their order (C,). A head that a run of ours has trained on the
+            same classes is put into this order, and one of other classes is left out; None takes it as it is.
 
     Returns:
         Where the weights came from, with the start of the file's SHA-256.
@@ -143,20 +145,25 @@ def load_weight_file(model: nn.Module, path: Path, head: str) -> str:
     content = read_weight_file(path)
     network = network_in_run(content, path, part)
     if network is not None:
-        _load_network(model, network, head, path)
+        _load_network(model, network, head, path, classes)
         return f"{network.part} of {path} ({_hash(path)})"
     if part is not None:
         raise ValueError(f"{path} is no checkpoint of a run, so it has no part {part!r}. Set backbone.weights={path}")
-    load_state_dict(model, _tensors(content, path), head, str(path))
+    exported = exported_network(content, path)
+    if exported is not None:
+        _load_network(model, exported, head, path, classes)
+    else:
+        load_state_dict(model, _tensors(content, path), head, str(path))
     return f"file {path} ({_hash(path)})"
 
 
-def _load_network(model: nn.Module, network: RunNetwork, head: str, path: Path) -> None:
-    state = network.state
-    if not network.head_is_trained:
-        state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{head}.")}
-    if load_state_dict(model, state, head, str(path)) and network.classes:
-        _logger.info("the loaded head tells apart, in this order: %s", _shortened(network.classes, 20))
+def _load_network(model: nn.Module, network: RunNetwork, head: str, path: Path, classes: Sequence[str] | None) -> None:
+    fitted = network.for_classes(head, classes)
+    if network.head_is_trained and not fitted.head_is_trained:
+        theirs, ours = (_shortened(names) for names in (network.classes, classes or ()))
+        _logger.info("the head in %s tells apart %s; the data have %s: it is left out", path, theirs, ours)
+    if load_state_dict(model, fitted.state, head, str(path)) and fitted.classes:
+        _logger.info("the loaded head tells apart, in this order: %s", _shortened(fitted.classes, 20))
 
 
 def load_state_dict(model: nn.Module, state: Mapping[str, Tensor], head: str, source: str) -> bool:

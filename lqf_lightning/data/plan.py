@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from lqf_lightning.data.label_noise import flip_labels
 from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.option import check_option
 from lqf_lightning.data.pool import Pool
+from lqf_lightning.data.refusals import refuse_unlearnable
 from lqf_lightning.data.selection import choose_count_per_class, choose_fraction_per_class, choose_lowest, draw_lots
 
 
@@ -84,7 +86,8 @@ class Plan:
             manifest = manifest.align(previous)
         self._choose(manifest)
         self._choose_labels(manifest)
-        self._relabel(manifest, 0 if previous is None else len(previous))
+        self._relabel(manifest, previous)
+        self._refuse_unlearnable(manifest)
         return manifest
 
     def _choose(self, manifest: Manifest) -> None:
@@ -108,12 +111,25 @@ class Plan:
             chosen = choose_fraction_per_class(lots, labels, self.label_fraction, leave=0)
         manifest.table.loc[np.delete(train.index.to_numpy(), chosen), "labeled"] = False
 
-    def _relabel(self, manifest: Manifest, known: int) -> None:
+    def _relabel(self, manifest: Manifest, previous: Manifest | None) -> None:
         train = manifest.rows("train")
-        train = train[train["index"] >= known]
+        if previous is not None:
+            train = train[~train["index"].isin(_settled(previous))]
         paths, labels = train["path"].tolist(), train["true_label"].tolist()
         given: npt.NDArray[np.int64] = flip_labels(
             paths, labels, len(manifest.classes), self.label_noise, self.noise_seed
         )
         manifest.table.loc[train.index, "label"] = given
         manifest.table.loc[train.index, "class"] = [manifest.classes[label] for label in given]
+
+    def _refuse_unlearnable(self, manifest: Manifest) -> None:
+        train = manifest.rows("train")
+        options = {name: getattr(self, name) for name in ("label_noise", "label_fraction", "labels_per_class")}
+        refuse_unlearnable(manifest.classes, train["label"], train["true_label"], options)
+
+
+def _settled(previous: Manifest) -> "pd.Series[int]":
+    # Samples whose label the earlier run was told, so that whether it is wrong has been decided: later runs agree with
+    # it. Of files that were gone nothing says whether a run before that was told; they keep the label that they had.
+    table = previous.table
+    return table.loc[(table["used"] & table["labeled"]) | table["removed"], "index"]

@@ -67,24 +67,47 @@ def refuse_unusable(splits: Mapping[str, Samples]) -> None:
         raise ValueError(f"several classes have the same name: {', '.join(repeated)}")
 
 
-def refuse_unlearnable(classes: Sequence[str], labels: Iterable[int]) -> None:
+def refuse_unlearnable(
+    classes: Sequence[str],
+    labels: Iterable[int],
+    true_labels: Iterable[int] = (),
+    options: Mapping[str, float | None] | None = None,
+) -> None:
     """Check that the options leave labeled training images for every class.
 
     Args:
         classes: Names of the classes.
-        labels: Class positions of the training samples that are used with their labels.
+        labels: Class positions that the run is told of the training samples that are used with their labels.
+        true_labels: Their true class positions, if known: a class that still has images has lost its labels only.
+        options: The values of `label_noise`, `label_fraction` and `labels_per_class`, if known.
 
     Raises:
         ValueError: A class has none left.
     """
     present = {int(label) for label in labels}
-    gone = [name for position, name in enumerate(classes) if position not in present]
-    if gone:
-        raise ValueError(
-            f"no training images are left for {len(gone)} of {len(classes)} classes: {_list(gone)}. Set "
-            "data.subset_ratio higher, data.val_fraction or data.label_noise lower, or use data.shots, which chooses "
-            "images of every class"
+    gone = [position for position in range(len(classes)) if position not in present]
+    if not gone:
+        return
+    mislabeled = set(map(int, true_labels)) & set(gone)
+    advice = [_advice_on_labels(options or {})] if mislabeled else []
+    if len(mislabeled) < len(gone):
+        advice.append(
+            "Set data.subset_ratio higher, data.val_fraction lower, or use data.shots, which chooses images of every "
+            "class"
         )
+    which = f"{len(gone)} of {len(classes)} classes: {_list([classes[position] for position in gone])}"
+    lost = f" ({len(mislabeled)} of them have images, all of which were given wrong labels)" if mislabeled else ""
+    raise ValueError(f"no training images are left with the label of {which}{lost}. {'. '.join(advice)}")
+
+
+def _advice_on_labels(options: Mapping[str, float | None]) -> str:
+    noise, fraction, count = (options.get(name) for name in ("label_noise", "label_fraction", "labels_per_class"))
+    changes = [
+        f"data.label_noise lower than {noise}" if noise else "data.manifest=null, whose run had wrong labels",
+        *([f"data.labels_per_class higher than {count}, or null for all labels"] if count is not None else []),
+        *([f"data.label_fraction higher than {fraction}"] if fraction is not None and fraction < 1 else []),
+    ]
+    return f"Set {', or '.join(changes)}"
 
 
 def _refuse_labels(name: str, samples: Samples) -> None:

@@ -25,8 +25,8 @@ class Finetune(Method):
         target_scale: Value of the right class in the squared loss.
         batch_norm: "train" uses batch statistics and updates the running ones, "frozen" keeps the running statistics
             of pre-training. Layer groups that do not train are always frozen.
-        teacher: Also keep and evaluate a running average of the network: "eman"; "ema" (normalizes by its own batches)
-            or "ema_copied" (by the network's statistics); None: none.
+        teacher: Also keep and evaluate a running average of the network: "eman", or "ema_copied" (normalizes by the
+            network's statistics); None: none.
         momentum: What the average keeps of itself at every step.
         momentum_schedule: "constant", or "cosine", which ends at 1.
         momentum_warmup: Whether the first steps keep less.
@@ -37,6 +37,8 @@ class Finetune(Method):
     Raises:
         ValueError: `batch_norm` has another name, or contradicts `teacher`.
     """
+
+    asks_teacher = False  # whether training needs the answers of an averaged teacher
 
     def __init__(
         self,
@@ -61,10 +63,16 @@ class Finetune(Method):
             raise ValueError(
                 f"`batch_norm` must be 'train' or 'frozen', got {batch_norm!r}. Set method.batch_norm=train"
             )
-        if teacher == "ema" and batch_norm == "frozen":
+        if teacher == "ema" and (batch_norm == "frozen" or layers is not None):
             raise ValueError(
-                "a teacher that normalizes by its own batches (teacher=ema) cannot follow a network that keeps its "
-                "running statistics (batch_norm=frozen). Set method.teacher=eman or method.batch_norm=train"
+                "a teacher that normalizes by its own batches (teacher=ema) cannot follow a network that keeps running "
+                f"statistics (batch_norm={batch_norm}, layers={layers}). Set method.teacher=eman, or "
+                "method.batch_norm=train and method.layers=null"
+            )
+        if teacher == "ema" and not self.asks_teacher:
+            raise ValueError(
+                f"{type(self).__name__} evaluates its teacher and never asks it in training, so that teacher=ema would "
+                "have no batches to normalize by. Set method.teacher=eman or ema_copied"
             )
         self.save_hyperparameters(ignore=["backbone", "optimizer", "scheduler", "reference", "views"], logger=False)
         self.batch_norm = batch_norm

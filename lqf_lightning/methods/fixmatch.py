@@ -51,6 +51,8 @@ class FixMatch(Finetune):
         ValueError: A number is out of range.
     """
 
+    asks_teacher = True
+
     def __init__(
         self,
         backbone: Backbone,

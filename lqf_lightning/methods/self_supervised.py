@@ -13,6 +13,7 @@ from lqf_lightning.methods.averaging import TeacherName, average_of
 from lqf_lightning.methods.encoder import Encoder, feature_width
 from lqf_lightning.methods.frozen_parts import keep_frozen_parts_in_eval
 from lqf_lightning.methods.method import NO_DECAY, Method, OptimizerFactory, SchedulerFactory
+from lqf_lightning.methods.self_supervised_refusals import refuse_layers
 from lqf_lightning.teachers.momentum import Shape
 
 
@@ -45,9 +46,6 @@ class SelfSupervised(Method):
     Attributes:
         student: Network and projector.
         teacher: Their average.
-
-    Raises:
-        ValueError: `layers` asks for the head.
     """
 
     head_is_trained = False
@@ -73,11 +71,7 @@ class SelfSupervised(Method):
         group_lr: Mapping[str, float] | None,
     ) -> None:
         body = [group for group in backbone.groups if group != "head"]
-        if layers is not None and "head" in layers:
-            raise ValueError(
-                "self-supervised methods train features, not the head, but `layers` names it. Set "
-                f"method.layers={body[-1:]} or null for all of {body}"
-            )
+        refuse_layers(backbone, layers, group_lr, teacher)
         ours = {name: factor for name, factor in (group_lr or {}).items() if name in self.parts}
         of_network = {name: factor for name, factor in (group_lr or {}).items() if name not in ours}
         super().__init__(

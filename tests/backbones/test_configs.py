@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from lqf_lightning.backbones import create_backbone
 
+GIVEN = {"num_classes", "classes"}  # by the data, never by a configuration
 FILES = sorted(Path(__file__).parents[2].joinpath("conf", "backbone").glob("*.yaml"))
 
 
@@ -16,11 +17,11 @@ def test_every_option_can_be_overridden_and_repeats_the_default_of_the_signature
     signature = inspect.signature(create_backbone).parameters
     assert isinstance(config, dict)
     assert config.pop("_target_") == "lqf_lightning.backbones.create_backbone"
-    assert list(config) == [name for name in signature if name != "num_classes"]
+    assert list(config) == [name for name in signature if name not in GIVEN]
     assert config["image_size"] == "${data.image_size}"
     chosen = {"name", "library", "weights", "image_size"}
     assert {k: v for k, v in config.items() if k not in chosen} == {
-        k: p.default for k, p in signature.items() if k not in {*chosen, "num_classes"}
+        k: p.default for k, p in signature.items() if k not in chosen | GIVEN
     }
 
 

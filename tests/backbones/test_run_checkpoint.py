@@ -1,8 +1,10 @@
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor
@@ -144,3 +146,84 @@ def test_only_checkpoints_name_parts_and_existing_files_are_taken_at_their_word(
 )
 def test_files_of_others_are_no_runs(content: Any) -> None:
     assert network_in_run(content, Path("other.ckpt")) is None
+
+
+def _counting_head(**changes: Any) -> dict[str, Any]:
+    """A run whose head answers class n with n + 1 in every weight, and with 10 (n + 1) as its bias."""
+    state = {f"model.{key}": tensor for key, tensor in _weights(3.0).items()}
+    state["model.fc.weight"] = torch.arange(1.0, 4)[:, None].expand(3, 512).clone()
+    state["model.fc.bias"] = 10 * torch.arange(1.0, 4)
+    return _finetuned(state_dict=state, **changes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "rows"),
+    [(CLASSES, [1, 2, 3]), (["green", "red", "blue"], [2, 3, 1]), (("red", "blue", "green"), [3, 1, 2])],
+)
+def test_a_head_of_the_same_classes_is_put_into_the_order_of_the_data(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ours: Sequence[str], rows: list[int]
+) -> None:
+    path = _saved(tmp_path, _counting_head())
+    with caplog.at_level(logging.INFO, "lqf_lightning"):
+        model = create_backbone("resnet18", 3, weights=path, classes=ours).model
+    expected = torch.tensor(rows, dtype=torch.float32)
+    assert torch.equal(model.get_parameter("fc.weight"), expected[:, None].expand(3, 512))
+    assert torch.equal(model.get_parameter("fc.bias"), 10 * expected)
+    assert _values(model, head=False) == {3.0}
+    assert f"the loaded head tells apart, in this order: {', '.join(ours)}" in caplog.text
+
+
+@pytest.mark.parametrize("ours", [["blue", "green", "black"], ["a", "b", "c"]])
+def test_a_head_of_other_classes_is_left_out_though_it_would_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, ours: list[str]
+) -> None:
+    path = _saved(tmp_path, _counting_head())
+    torch.manual_seed(5)
+    expected = create_backbone("resnet18", 3, weights=None).model.get_parameter("fc.weight")
+    torch.manual_seed(5)
+    with caplog.at_level(logging.INFO, "lqf_lightning"):
+        model = create_backbone("resnet18", 3, weights=path, classes=ours).model
+    assert torch.equal(model.get_parameter("fc.weight"), expected)
+    assert torch.count_nonzero(model.get_parameter("fc.bias")) == 0
+    assert _values(model, head=False) == {3.0}
+    assert f"tells apart blue, green, red; the data have {', '.join(ours)}: it is left out" in caplog.text
+    assert "the loaded head" not in caplog.text
+
+
+def test_long_lists_of_classes_are_shortened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _saved(tmp_path, _counting_head())
+    with caplog.at_level(logging.INFO, "lqf_lightning"):
+        create_backbone("resnet18", 9, weights=path, classes=list("abcdefghi"))
+    assert "the data have a, b, c, d, e, f, ...: it is left out" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"hyper_parameters": {"classes": []}}, {"networks": {"student": "model."}}])
+def test_a_head_is_taken_as_it_is_where_one_side_names_no_classes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    path = _saved(tmp_path, _counting_head(**changes))
+    ours = ["a", "b", "c"] if "hyper_parameters" in changes else None
+    model = create_backbone("resnet18", 3, weights=path, classes=ours).model
+    assert model.get_parameter("fc.bias").tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "bias"),
+    [
+        ({"lqf_lightning": "1.0", "classes": '["blue", "green", "red"]'}, [30, 10, 20]),
+        ({"lqf_lightning": "1.0", "classes": '["blue", "green", "black"]'}, [0, 0, 0]),
+        ({"classes": "something of others"}, [10, 20, 30]),
+        (None, [10, 20, 30]),
+    ],
+)
+def test_exported_files_tell_their_classes(tmp_path: Path, metadata: dict[str, str] | None, bias: list[int]) -> None:
+    state = {key.removeprefix("model."): t for key, t in _counting_head()["state_dict"].items()}
+    safetensors.torch.save_file(state, tmp_path / "student.safetensors", metadata)
+    backbone = create_backbone(
+        "resnet18", 3, weights=tmp_path / "student.safetensors", classes=["red", "blue", "green"]
+    )
+    assert backbone.model.get_parameter("fc.bias").tolist() == bias
+    assert backbone.weights.startswith(f"file {tmp_path}/student.safetensors (sha256 ")
+
+
+def test_the_names_of_the_classes_are_as_many_as_the_outputs() -> None:
+    with pytest.raises(ValueError, match=r"num_classes=3, but the names of 2 classes"):
+        create_backbone("resnet18", 3, weights=None, classes=["a", "b"])

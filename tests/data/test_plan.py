@@ -1,6 +1,7 @@
+import pandas as pd
 import pytest
 
-from lqf_lightning.data import DigitsSource, FolderSource, ImageDataModule
+from lqf_lightning.data import DigitsSource, FolderSource, ImageDataModule, Manifest
 
 
 def manifest_of(**options):
@@ -144,3 +145,93 @@ def test_too_many_labels_name_the_class():
 
 def test_a_class_of_one_image_keeps_its_label():
     assert labeled(shots=1, label_fraction=0.5).groupby("label").size().tolist() == [1] * 10
+
+
+NOISE = {"label_noise": 0.3}
+
+
+def after(path, first, then):
+    """The tables of a run and of a later one with its manifest."""
+    before = manifest_of(**first)
+    before.write(path)
+    return Manifest.read(path), manifest_of(manifest=path, **then)
+
+
+@pytest.mark.parametrize(
+    "few", [{"label_fraction": 0.1}, {"labels_per_class": 5}, {"shots": 20}, {"subset_ratio": 0.3}]
+)
+def test_labels_that_an_earlier_run_was_not_told_draw_noise_of_their_own(tmp_path, few):
+    before, manifest = after(tmp_path / "m.parquet", {**few, **NOISE}, NOISE)
+    told = before.rows("train")
+    train = manifest.rows("train").set_index("index")
+    assert (train.loc[told["index"], "label"].to_numpy() == told["label"].to_numpy()).all()
+    rest = train.drop(told["index"])
+    assert len(rest) + len(told) == 1294
+    assert (rest["label"] != rest["true_label"]).sum() == round(0.3 * len(rest))
+    assert [manifest.classes[label] for label in train["label"]] == train["class"].tolist()
+
+
+def test_labels_that_an_earlier_run_was_told_stay_whatever_the_noise_is_now(tmp_path):
+    before, manifest = after(tmp_path / "m.parquet", {"label_fraction": 0.1, **NOISE}, {"label_noise": 0.0})
+    columns = ["index", "label", "class"]
+    told = before.rows("train")[columns]
+    pd.testing.assert_frame_equal(manifest.table.loc[told["index"], columns], told)
+    wrong = (manifest.table["label"] != manifest.table["true_label"]).sum()
+    assert wrong == round(0.3 * len(told))
+
+
+@pytest.mark.parametrize(
+    "options", [{"label_fraction": 0.1}, {"shots": 20, "labels_per_class": 5}, {"subset_ratio": 0.3}]
+)
+def test_the_same_options_give_the_same_table_also_after_an_earlier_run(tmp_path, options):
+    before, again = after(tmp_path / "first", {**options, **NOISE}, {**options, **NOISE})
+    pd.testing.assert_frame_equal(again.table, before.table)
+    _, more = after(tmp_path / "first", {**options, **NOISE}, NOISE)  # and so do runs that go on from another one
+    more.write(tmp_path / "second")
+    pd.testing.assert_frame_equal(manifest_of(manifest=tmp_path / "second", **NOISE).table, more.table)
+    pd.testing.assert_frame_equal(
+        manifest_of(manifest=tmp_path / "first", **NOISE).table.drop(columns="sha"), more.table.drop(columns="sha")
+    )
+
+
+def test_a_file_that_comes_back_has_the_label_that_it_had(split_folder, tmp_path):
+    def images(**options):
+        data = ImageDataModule(FolderSource(split_folder), **NOISE, **options)
+        data.setup()
+        return data.manifest
+
+    first = images()
+    first.write(tmp_path / "first")
+    train = first.rows("train")
+    row = train[train["label"] != train["true_label"]].iloc[0]
+    (split_folder / row["path"]).rename(tmp_path / "away.png")
+    images(manifest=tmp_path / "first").write(tmp_path / "second")
+    (tmp_path / "away.png").rename(split_folder / row["path"])
+    back = images(manifest=tmp_path / "second")
+    assert back.table.loc[row["index"], "label"] == row["label"]
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (
+            {"labels_per_class": 1, "label_noise": 0.5},
+            r"Set data\.label_noise lower than 0\.5, or data\.labels_per_class higher than 1, or null for all labels$",
+        ),
+        (
+            {"label_fraction": 0.01, "label_noise": 0.5},
+            r"Set data\.label_noise lower than 0\.5, or data\.label_fraction higher than 0\.01$",
+        ),
+        ({"shots": 1, "label_noise": 0.5}, r"Set data\.label_noise lower than 0\.5$"),
+    ],
+)
+def test_classes_that_lose_every_label_to_noise_name_the_options_of_the_labels(options, advice):
+    with pytest.raises(ValueError, match=rf"with the label of \d of 10 classes: .*wrong labels\)\. {advice}"):
+        manifest_of(**options)
+
+
+def test_classes_without_images_name_the_options_of_the_images():
+    with pytest.raises(
+        ValueError, match=r"label of \d of 10 classes: [\d, a-z]*\. Set data\.subset_ratio higher, data\.val_"
+    ):
+        manifest_of(subset_ratio=0.005)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lqf_lightning.data import ArrayImages, FolderSource, ImageDataModule, Samples
-from lqf_lightning.data.refusals import refuse_unusable
+from lqf_lightning.data.refusals import refuse_unlearnable, refuse_unusable
 
 
 def samples(labels, classes=("a", "b"), prefix="x"):
@@ -63,3 +63,22 @@ def test_the_unlabeled_split_has_images_and_no_labels():
         refuse_unusable({"train": samples([0, 1]), "unlabeled": samples([-1, -1, 1], ())})
     with pytest.raises(ValueError, match="split unlabeled has no images"):
         refuse_unusable({"train": samples([0, 1]), "unlabeled": samples([], ())})
+
+
+def test_a_class_without_labels_is_refused_with_what_took_them():
+    classes, options = ["a", "b", "c"], {"label_noise": 0.4, "label_fraction": 1.0, "labels_per_class": None}
+    refuse_unlearnable(classes, [2, 1, 0], [0, 0, 0], options)  # what counts is what the run is told
+    with pytest.raises(ValueError, match=r"label of 1 of 3 classes: b\. Set data\.subset_ratio higher"):
+        refuse_unlearnable(classes, [0, 2], [2, 0], options)
+    with pytest.raises(ValueError, match=r"classes: b \(1 of them have.*\)\. Set data\.label_noise lower than 0\.4$"):
+        refuse_unlearnable(classes, [0, 2, 2], [0, 1, 2], options)
+    with pytest.raises(
+        ValueError, match=r"classes: b, c \(1 of them.*label_noise lower than 0\.4\. Set data\.subset_ratio"
+    ):
+        refuse_unlearnable(classes, [0, 0], [0, 1], options)
+
+
+def test_wrong_labels_of_an_earlier_run_name_its_manifest():
+    options = {"label_noise": 0.0, "label_fraction": 0.1, "labels_per_class": None}
+    with pytest.raises(ValueError, match=r"Set data\.manifest=null, .*, or data\.label_fraction higher than 0\.1$"):
+        refuse_unlearnable(["a", "b"], [0, 0], [0, 1], options)

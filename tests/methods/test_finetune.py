@@ -160,5 +160,5 @@ def test_evaluation_uses_running_statistics_and_moves_nothing():
 
 def test_batch_statistics_cannot_follow_frozen_ones(tmp_path, folder_of_shapes):
     options = ("method=finetune", "method.teacher=ema", "method.batch_norm=frozen")
-    with pytest.raises(ValueError, match=r"method\.teacher=eman or method\.batch_norm=train"):
+    with pytest.raises(ValueError, match=r"method\.teacher=eman, or method\.batch_norm=train"):
         run_tiny(tmp_path, folder_of_shapes, *options)

@@ -156,7 +156,7 @@ def test_everything_decays_where_that_is_asked_for():
 
 
 def test_the_head_is_no_layer_that_trains(make):
-    with pytest.raises(ValueError, match=r"not the head.*method\.layers=\['stage1'\] or null"):
+    with pytest.raises(ValueError, match=r"not the head.*method\.layers to some of \['stem', 'stage1'\]"):
         make(layers=["stage1", "head"])
     with pytest.raises(ValueError, match=r"got \['neck'\].*method\.layers"):
         make(layers=["neck"])
@@ -214,3 +214,8 @@ def test_the_network_is_the_students():
     assert method.networks()["student"].model is backbone.model
     assert method.networks()["teacher"].model is method.teacher.model.model
     assert not method.head_is_trained
+
+
+def test_a_rate_for_the_head_would_have_no_effect():
+    with pytest.raises(ValueError, match=r"`group_lr` names it\. Set method\.group_lr"):
+        build(MoCo, queue_size=12, group_lr={"head": 10})

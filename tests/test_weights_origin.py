@@ -1,0 +1,92 @@
+import logging
+
+import pytest
+
+from lqf_lightning.data import FolderSource, ImageDataModule
+from lqf_lightning.weights_origin import manifest_behind, warn_of_seen_images
+from tiny import run_tiny, write_shapes
+
+BRIEF = ["method=finetune", "callbacks=[]", "trainer.max_epochs=1", "test=false"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """30 images for training and validation, 6 for testing."""
+    root = tmp_path_factory.mktemp("images")
+    write_shapes(root / "train", per_class=10, seed=0)
+    write_shapes(root / "test", per_class=2, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """A finished run that held out 2 of 10 images of every class."""
+    folder = tmp_path_factory.mktemp("first")
+    run_tiny(folder, images, "data.val_fraction=0.2", *BRIEF)
+    return folder
+
+
+def data_of(images, **options):
+    data = ImageDataModule(FolderSource(images), **options)
+    data.setup()
+    return data
+
+
+def held_out(images, **options):
+    return set(data_of(images, **options).manifest.rows("val")["path"])
+
+
+def warnings_in(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_run_from_weights_that_have_seen_its_validation_images_says_so(run, images, tmp_path, caplog):
+    number = len(held_out(images, val_fraction=0.2, split_seed=7) - held_out(images, val_fraction=0.2))
+    assert number > 0
+    weights = f"backbone.weights={run}/checkpoints/last.ckpt@student"
+    run_tiny(tmp_path / "2", images, weights, "data.val_fraction=0.2", "data.split_seed=7", *BRIEF)
+    (text,) = [text for text in warnings_in(caplog) if "backbone.weights" in text]
+    assert f"was trained on {number} of the 6 val images: accuracy there flatters" in text  # and on no test image
+    assert f"Set data.manifest={run}/manifest.parquet, or the same data.split_seed and data.val_fraction" in text
+    caplog.clear()
+    override = f"data.manifest={run}/manifest.parquet"
+    run_tiny(tmp_path / "3", images, weights, "data.val_fraction=0.2", "data.split_seed=7", override, *BRIEF)
+    assert not [text for text in warnings_in(caplog) if "backbone.weights" in text]
+
+
+def test_a_run_that_held_nothing_out_is_not_to_be_split_again(images, tmp_path, caplog):
+    data_of(images, val_fraction=0).manifest.write(tmp_path / "manifest.parquet")
+    warn_of_seen_images(str(tmp_path / "checkpoints" / "best.ckpt"), data_of(images, val_fraction=0.2))
+    (text,) = warnings_in(caplog)
+    assert "trained on 6 of the 6 val images" in text
+    assert text.endswith("train it again with data.val_fraction=0.1, or validate and test on other images")
+    assert "data.manifest" not in text
+
+
+def test_test_images_are_counted_by_content(run, images, tmp_path, caplog):
+    unseen = held_out(images, val_fraction=0.2)
+    name = next(name for name in ("000.png", "001.png", "002.png") if f"train/red/{name}" not in unseen)
+    root = tmp_path / "other"
+    write_shapes(root / "train", per_class=3, seed=5)
+    write_shapes(root / "test", per_class=2, seed=6)
+    (root / "test" / "red" / "copied.png").write_bytes((images / "train" / "red" / name).read_bytes())
+    warn_of_seen_images(f"{run}/checkpoints/last.ckpt", data_of(root))
+    (text,) = warnings_in(caplog)
+    assert "trained on 1 of the 7 test images: " in text
+
+
+def test_nothing_is_said_where_nothing_was_seen(run, images, caplog):
+    weights = f"{run}/checkpoints/last.ckpt"
+    warn_of_seen_images(weights, data_of(images, val_fraction=0.2))
+    for other in (None, "default", "package", "elsewhere/weights.pt"):
+        warn_of_seen_images(other, data_of(images, val_fraction=0.2, split_seed=7))
+    assert warnings_in(caplog) == []
+
+
+def test_weights_of_a_run_lie_beside_its_manifest(run, tmp_path):
+    manifest = run / "manifest.parquet"
+    assert manifest_behind(f"{run}/checkpoints/best.ckpt") == manifest
+    assert manifest_behind(f"{run}/checkpoints/last.ckpt@teacher") == manifest
+    assert manifest_behind(f"{run}/student.safetensors") == manifest
+    assert manifest_behind(f"{run}/checkpoints/weights.pt") is None
+    assert manifest_behind(f"{tmp_path}/checkpoints/best.ckpt") is None
