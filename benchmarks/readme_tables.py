@@ -132,6 +132,48 @@ def congruence(report: dict[str, Any]) -> str:
     return rows(["data", "update", "method", "seeds", "old error", "error", "NFR", "PFR", "relative NFR"], body)
 
 
+def eman(report: dict[str, Any]) -> str:
+    """Accuracy by method and teacher, few labels first."""
+    names = {
+        "eman": "EMAN",
+        "ema": "batch statistics",
+        "ema_copied": "student's statistics",
+        "null": "none",
+        "none": "",
+    }
+    body = []
+    for row in report["rows"]:
+        labels = row["labels"]
+        few = "none" if labels is None else f"{labels} a class" if isinstance(labels, int) else f"{100 * labels:.0f} %"
+        keys = ("student_acc", "teacher_acc") if labels is not None else ("probe_acc", "teacher_probe_acc")
+        shown = [percent(row[key]) for key in (*keys, "knn_acc", "teacher_knn_acc")]
+        teacher = names[row["teacher"]] if row["method"] != "finetune" else "(EMAN)"
+        body.append([row["data"], few, row["method"], teacher, str(row["seeds"]), *shown])
+    header = ["data", "labels", "method", "teacher normalizes by", "seeds", "student", "teacher", "student, kNN"]
+    return rows([*header, "teacher, kNN"], body)
+
+
+def ema_update(report: dict[str, Any]) -> str:
+    """What an update of the average costs, by library."""
+    names = {
+        "ours": "`EMANTeacher`",
+        "timm": "timm",
+        "torch": "torch",
+        "loop": "a Python loop",
+        "lightning": "Lightning",
+    }
+    body = []
+    for case in report["cases"]:
+        shares = [f"{100 * case['share_of_step'][key]:.2f}" for key in names]
+        body.append([case["network"], case["device"], f"{case['seconds']['step']:.2f}", *shares])
+    return rows(["network", "device", "seconds per step", *names.values()], body)
+
+
+def percent(value: float | None) -> str:
+    """A share, or nothing."""
+    return "" if value is None else f"{100 * value:.1f}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy,
     "step_cost": step_cost,
@@ -139,6 +181,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernel": kernel,
     "leave_one_out": leave_one_out,
     "congruence": congruence,
+    "ema_update": ema_update,
+    "eman": eman,
 }
 
 

@@ -28,6 +28,7 @@ from lqf_lightning.sync_batch_norm import TimmSyncBatchNorm
 from lqf_lightning.weights_origin import warn_of_seen_images
 
 _MODULE = "lqf_lightning.train"
+_BACKBONE = "lqf_lightning.backbones.create_backbone"
 
 
 def train(config: DictConfig) -> dict[str, float]:
@@ -85,7 +86,9 @@ def build_method(config: DictConfig) -> tuple[ImageDataModule, Method]:
     data.prepare_data()
     data.setup()
     warn_of_seen_images(OmegaConf.select(config, "backbone.weights"), data)
-    backbone: Backbone = instantiate(config, "backbone", num_classes=data.num_classes, classes=data.classes)
+    ours = config.backbone.get("_target_") == _BACKBONE  # others need not know which head belongs to which classes
+    known = {"classes": data.classes} if ours else {}
+    backbone: Backbone = instantiate(config, "backbone", num_classes=data.num_classes, **known)
     data.normalization = (backbone.mean, backbone.std)
     opened = open_references(config, "method", data.classes)
     method: Method = instantiate(config, "method", backbone=backbone, classes=data.classes, **opened)

@@ -1,10 +1,13 @@
 import logging
+import shutil
 
 import pytest
+import torch
 
 from lqf_lightning.data import FolderSource, ImageDataModule
+from lqf_lightning.train import build_method
 from lqf_lightning.weights_origin import manifest_behind, warn_of_seen_images
-from tiny import run_tiny, write_shapes
+from tiny import compose, run_tiny, tiny_overrides, write_shapes
 
 BRIEF = ["method=finetune", "callbacks=[]", "trainer.max_epochs=1", "test=false"]
 
@@ -90,3 +93,18 @@ def test_weights_of_a_run_lie_beside_its_manifest(run, tmp_path):
     assert manifest_behind(f"{run}/student.safetensors") == manifest
     assert manifest_behind(f"{run}/checkpoints/weights.pt") is None
     assert manifest_behind(f"{tmp_path}/checkpoints/best.ckpt") is None
+
+
+def test_a_run_takes_the_head_of_its_own_classes_only(run, images, tmp_path):
+    trained = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]["model.fc.weight"]
+
+    def head_with(root):
+        weights = f"backbone.weights={run}/checkpoints/last.ckpt"
+        config = compose(*tiny_overrides(root), "method=finetune", weights, f"paths.output_dir={tmp_path}")
+        return build_method(config)[1].model.get_parameter("fc.weight").detach()
+
+    assert torch.equal(head_with(images), trained)
+    renamed = shutil.copytree(images, tmp_path / "renamed")
+    for split in ("train", "test"):
+        (renamed / split / "blue").rename(renamed / split / "black")
+    assert not torch.isclose(head_with(renamed), trained).any(dim=1).all()

@@ -17,7 +17,7 @@ from lqf_lightning.data.loader import evaluation_loader
 from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.plan import Plan
 from lqf_lightning.data.pool import Pool
-from lqf_lightning.data.refusals import refuse_sizes, refuse_unlearnable, refuse_unusable, refuse_workers
+from lqf_lightning.data.refusals import refuse_sizes, refuse_unusable, refuse_workers
 from lqf_lightning.data.source import Source
 from lqf_lightning.data.stream import Stream, ViewsFactory
 from lqf_lightning.data.training_loaders import TrainingLoaders
@@ -118,7 +118,6 @@ class ImageDataModule(LightningDataModule):
         refuse_unusable(splits)
         self._pool = Pool(splits)
         self._manifest = self.plan.apply(self._pool, None if self.previous is None else Manifest.read(self.previous))
-        refuse_unlearnable(self.classes, self._manifest.rows("train")["label"])
         if self.test_split == "val":
             log.warning("the data set has no test split: what is reported as test is the validation split")
 
