@@ -158,7 +158,7 @@ def test_test_command_is_that_of_ci():
     assert command in plain
 
 
-@pytest.mark.parametrize("script", ["step_cost", "accuracy"])
+@pytest.mark.parametrize("script", ["step_cost", "accuracy", "ema_update"])
 def test_benchmarks_run_and_end_with_one_json_line(script, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / f"{script}.py", "--quick", "--output", tmp_path / "out.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
