@@ -16,13 +16,14 @@ from tiny import CLASSES, compose, run_tiny
 def runs(tmp_path_factory, folder_of_shapes):
     root = tmp_path_factory.mktemp("runs")
     metrics = {}
-    for name in ("finetune", "lqf", "linear_probe"):
-        method = [f"method={name}"] + (["method.layers=[head]"] if name == "lqf" else [])
+    options = {"lqf": ["method.layers=[head]"], "moco": ["method.queue_size=24"]}
+    for name in ("finetune", "lqf", "linear_probe", "moco"):
+        method = [f"method={name}", *options.get(name, [])]
         metrics[name] = run_tiny(root / name, folder_of_shapes, *method, "callbacks=[]", "seed=3")
     return root, metrics
 
 
-@pytest.mark.parametrize("name", ["finetune", "lqf"])
+@pytest.mark.parametrize("name", ["finetune", "lqf", "moco"])
 def test_a_checkpoint_answers_as_its_run_was_tested(runs, name, folder_of_shapes):
     root, metrics = runs
     model = open_reference(str(root / name / "checkpoints" / "best.ckpt"))
@@ -40,7 +41,8 @@ def test_a_checkpoint_answers_as_its_run_was_tested(runs, name, folder_of_shapes
 def test_only_plain_networks_show_their_backbone(runs):
     root, _ = runs
     assert open_reference(str(root / "finetune/checkpoints/best.ckpt")).backbone is not None
-    assert open_reference(str(root / "lqf/checkpoints/best.ckpt")).backbone is None
+    for name in ("lqf", "moco"):
+        assert open_reference(str(root / name / "checkpoints" / "best.ckpt")).backbone is None, name
 
 
 def test_opening_draws_no_random_numbers(runs):
@@ -61,7 +63,7 @@ def test_lists_and_patterns_are_ensembles_of_mean_outputs(runs):
     assert isinstance(both, EnsembleTeacher)
     torch.testing.assert_close(both(images), (first(images) + second(images)) / 2)
     pattern = open_reference(str(root / "*" / "checkpoints" / "best.ckpt"))
-    assert len(pattern.members) == 3
+    assert len(pattern.members) == 4
     assert open_reference(files[:1]).fingerprint == first.fingerprint
 
 

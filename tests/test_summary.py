@@ -9,7 +9,8 @@ CONFIG = OmegaConf.create({
 })  # fmt: skip
 METRICS = {
     "train/acc": 0.91, "train/loss": 1.5, "val/acc": 0.8, "val/loss": 2.25, "val/ece": 0.0625, "time/fit_s": 77.5,
-    "val/linear_probe_acc": 0.75, "test/acc": float("nan"),
+    "val/linear_probe_acc": 0.75, "test/acc": float("nan"), "val/teacher_acc": 0.85, "val/teacher_loss": 2.125,
+    "val/knn_acc": 0.5, "val/teacher_knn_acc": 0.625,
 }  # fmt: skip
 
 
@@ -38,6 +39,9 @@ def test_the_table_holds_the_numbers(shown):
     assert cells(text, "train") == ["0.9100", "1.5000"]
     assert cells(text, "val") == ["0.8000", "2.2500", "0.0625"]
     assert cells(text, "test") == ["nan"]
+    assert cells(text, "val, averaged teacher") == ["0.8500", "2.1250"]
+    assert cells(text, "val, nearest neighbors in features") == ["0.5000"]
+    assert cells(text, "val, nearest neighbors in the teacher's features") == ["0.6250"]
     assert cells(text, "val, linear probe on the same features") == ["0.7500"]
     assert "77.5" not in text
 

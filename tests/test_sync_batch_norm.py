@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from lightning import Trainer
 from timm.layers import BatchNormAct2d
 from torch.nn import BatchNorm2d, SyncBatchNorm
 
@@ -44,9 +45,6 @@ def test_torch_alone_would_lose_the_activations():
 
 def test_a_run_takes_the_plugin(tmp_path, folder_of_shapes, monkeypatch):
     used = []
-    monkeypatch.setattr("lqf_lightning.train.Trainer", object)
-    from lightning import Trainer
-
     original = Trainer.__init__
     monkeypatch.setattr(Trainer, "__init__", lambda self, *a, **k: (used.append(k), original(self, *a, **k))[1])
     options = ("method=finetune", "trainer.max_epochs=1", "callbacks=[]", "test=false")

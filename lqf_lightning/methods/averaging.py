@@ -84,7 +84,9 @@ class Averaging(LightningModule):
         """Say where the plain networks are among the weights of the checkpoint, for those who want them alone."""
         super().on_save_checkpoint(checkpoint)
         places = {module: name for name, module in self.named_modules()}
-        checkpoint["networks"] = {part: f"{places[net.model]}." for part, net in self.networks().items()}
+        # A method may keep its network elsewhere; a checkpoint without this entry is better than none.
+        plain = {part: places[net.model] for part, net in self.networks().items() if net.model in places}
+        checkpoint["networks"] = {part: f"{place}." for part, place in plain.items()}
         checkpoint["head_is_trained"] = self.head_is_trained
 
     def _teachers(self) -> list[EMANTeacher]:

@@ -69,7 +69,15 @@ def two_layers(inputs: int, hidden: int, outputs: int, *, batch_norm: bool) -> n
 
     Returns:
         The network.
+
+    Raises:
+        ValueError: A layer would have no output.
     """
+    if min(hidden, outputs) < 1:
+        raise ValueError(
+            f"layers need at least one output, got hidden_width={hidden} and projection_width={outputs}. Set "
+            "method.hidden_width=2048 or method.projection_width=128"
+        )
     first = nn.Linear(inputs, hidden, bias=not batch_norm)
     normalized = [nn.BatchNorm1d(hidden)] if batch_norm else []
     return nn.Sequential(first, *normalized, nn.ReLU(inplace=True), nn.Linear(hidden, outputs, bias=not batch_norm))

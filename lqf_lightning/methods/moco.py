@@ -24,10 +24,10 @@ class MoCo(SelfSupervised):
     """Momentum contrast (He et al., CVPR 2020; v2: Chen et al., 2020) whose teacher is EMAN (Cai et al., CVPR 2021).
 
     The student's projection of one view has to find the teacher's projection of the other one among K keys of earlier
-    batches of all ranks; until there are K, among as many as there are. The teacher has to be slow: where keys change
-    from batch to batch, the current ones are told from older ones by their age. An EMAN teacher lets no image see the
-    others of its batch, so keys need not be shuffled over ranks. With ``teacher=ema`` they would have to be, which is
-    not done here: batch statistics then give pairs away.
+    batches of all ranks; until there are K, among as many as there are. The teacher has to be slow, as keys of
+    different age are compared: at a momentum of .9 training is known to suffer (He et al., section 4.1). An EMAN
+    teacher lets no image see the others of its batch, so keys need not be shuffled over ranks. With ``teacher=ema``
+    they would have to be, which is not done here: batch statistics then give pairs away.
 
     Args:
         backbone: The network, its head and its layer groups.
@@ -78,9 +78,10 @@ class MoCo(SelfSupervised):
         if not temperature > 0:
             raise ValueError(f"`temperature` must be positive, got {temperature}. Set method.temperature=0.2")
         width = feature_width(backbone)
+        hidden = width if hidden_width is None else hidden_width
         super().__init__(
             backbone, classes, optimizer=optimizer, views=views, scheduler=scheduler,
-            projector=two_layers(width, hidden_width or width, projection_width, batch_norm=False), teacher=teacher,
+            projector=two_layers(width, hidden, projection_width, batch_norm=False), teacher=teacher,
             momentum=momentum, momentum_schedule=momentum_schedule, momentum_warmup=momentum_warmup,
             sync_statistics=sync_statistics, decay_all=decay_all, online_lr=online_lr, layers=layers, group_lr=group_lr,
         )  # fmt: skip

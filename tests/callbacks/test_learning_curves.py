@@ -104,6 +104,14 @@ def test_curves_are_drawn_at_the_ends_of_epochs():
     assert len(drawn) == 5
 
 
+def test_an_averaged_teacher_has_curves_of_its_own():
+    history = [{"epoch": 0, "val/loss": 2.5, "val/acc": 0.4, "val/teacher_loss": 2.0, "val/teacher_acc": 0.6}]
+    drawn = lines(draw_learning_curves(history))
+    assert drawn["loss", "val, averaged teacher"] == [(1, 2.0)]
+    assert drawn["accuracy", "val, averaged teacher"] == [(1, 0.6)]
+    assert drawn["accuracy", "val"] == [(1, 0.4)]
+
+
 def test_a_run_without_validation_has_training_curves(tmp_path):
     curves = LearningCurves()
     train(tmp_path, curves, trainer_options={"limit_val_batches": 0})

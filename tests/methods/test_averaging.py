@@ -318,3 +318,11 @@ def test_a_cosine_of_a_run_without_an_end_is_refused():
     with pytest.raises(ValueError, match=r"max_epochs=-1"):
         fit_on(build_trainer(-1), method, TensorData(*draw(6)))
     assert MomentumSchedule(0.9).at(10**6) == 0.9
+
+
+def test_a_method_that_keeps_its_network_elsewhere_can_be_saved():
+    method = build_finetune(teacher=None)
+    method.model = torch.nn.Linear(1, 1)
+    checkpoint = {}
+    method.on_save_checkpoint(checkpoint)
+    assert checkpoint["networks"] == {}

@@ -47,3 +47,9 @@ def test_a_perceptron_has_one_hidden_layer():
     hidden = (hidden - hidden.mean(0)) / (hidden.var(0, correction=0) + 1e-5).sqrt()
     assert torch.allclose(normalized(inputs), hidden.clamp(min=0) @ normalized[3].weight.T, atol=1e-5)
     assert [tuple(p.shape) for p in normalized.parameters()] == [(5, 3), (5,), (5,), (2, 5)]
+
+
+@pytest.mark.parametrize(("hidden", "outputs"), [(0, 4), (4, 0)])
+def test_layers_without_outputs_are_refused(hidden, outputs):
+    with pytest.raises(ValueError, match=r"method\.hidden_width=2048 or method\.projection_width=128"):
+        two_layers(8, hidden, outputs, batch_norm=False)
