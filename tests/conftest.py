@@ -31,6 +31,7 @@ def quiet_lightning():
 def wandb_runs(tmp_path, monkeypatch):
     """Runs W&B offline in the test's folder; calling the fixture ends W&B's service and reads the runs back."""
     import wandb
+
     from wandb_offline import read_run
 
     for name in ("DIR", "DATA_DIR", "CACHE_DIR", "CONFIG_DIR"):

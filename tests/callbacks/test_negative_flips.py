@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import wandb
 from lightning import Callback
 from lqf_lightning.callbacks import NegativeFlips
 from PIL import Image
 
-import wandb
 from lqf_lightning.data import NoAugmentation
 from lqf_lightning.evaluate import evaluate
 from lqf_lightning.methods import Finetune
