@@ -14,6 +14,7 @@ from lqf_lightning.linear.finite_time import descend as descend
 from lqf_lightning.linear.finite_time import flow as flow
 from lqf_lightning.linear.folded_jacobian import FoldedJacobian as FoldedJacobian
 from lqf_lightning.linear.folded_jacobian import exactly as exactly
+from lqf_lightning.linear.gradient_noise import mean_gradient_noise as mean_gradient_noise
 from lqf_lightning.linear.growing_dual import GrowingDual as GrowingDual
 from lqf_lightning.linear.held_out import held_out_accuracy as held_out_accuracy
 from lqf_lightning.linear.held_out import held_out_cross_entropy as held_out_cross_entropy
@@ -31,6 +32,8 @@ from lqf_lightning.linear.leave_one_out import LeaveOneOut as LeaveOneOut
 from lqf_lightning.linear.leave_one_out import leave_one_out as leave_one_out
 from lqf_lightning.linear.leave_one_out import relabel as relabel
 from lqf_lightning.linear.linearized import LinearizedModel as LinearizedModel
+from lqf_lightning.linear.local_influence import LocalInfluence as LocalInfluence
+from lqf_lightning.linear.local_influence import local_influence as local_influence
 from lqf_lightning.linear.metric import CurvatureSolver as CurvatureSolver
 from lqf_lightning.linear.metric import KroneckerMetric as KroneckerMetric
 from lqf_lightning.linear.metric import Metric as Metric
@@ -45,6 +48,8 @@ from lqf_lightning.linear.reducer import current_reducer as current_reducer
 from lqf_lightning.linear.regularization_path import RegularizationPath as RegularizationPath
 from lqf_lightning.linear.regularization_path import regularization_path as regularization_path
 from lqf_lightning.linear.representation import choose_representation as choose_representation
+from lqf_lightning.linear.restrict import restrict_kernel as restrict_kernel
+from lqf_lightning.linear.restrict import restrict_problem as restrict_problem
 from lqf_lightning.linear.ridge_probe import RidgeProbe as RidgeProbe
 from lqf_lightning.linear.row_sketch import sketch_rows as sketch_rows
 from lqf_lightning.linear.shard import Shard as Shard
@@ -59,4 +64,9 @@ from lqf_lightning.linear.sketched_features import solve_sketched as solve_sketc
 from lqf_lightning.linear.solution import Certificate as Certificate
 from lqf_lightning.linear.solution import Solution as Solution
 from lqf_lightning.linear.solve_cg import solve_cg as solve_cg
+from lqf_lightning.linear.steady_state import SteadyState as SteadyState
+from lqf_lightning.linear.steady_state import steady_state as steady_state
+from lqf_lightning.linear.steady_state import steady_state_information as steady_state_information
 from lqf_lightning.linear.top_curvature import top_curvature as top_curvature
+from lqf_lightning.linear.weighting import leave_one_out_derivative as leave_one_out_derivative
+from lqf_lightning.linear.weighting import validation_derivative as validation_derivative
