@@ -41,6 +41,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         run.callbacks, run.checkpoints, run.paths = config.get("callbacks"), None, config.paths
         run.backbone.weights = None  # the checkpoint holds them
         run.reference = config.get("reference")
+        for key in {"subset", "weights"} & set(run.data):
+            run.data[key] = None  # they concern training images, and their files may be gone
         if "reference" in run.method:
             run.method.reference = None  # what the model learned from is not needed any more
     if not other and "source" not in config.data:

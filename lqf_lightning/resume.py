@@ -14,7 +14,7 @@ _SAME_TEACHER = tuple(
     f"method.{name}"
     for name in ("teacher", "momentum", "momentum_schedule", "momentum_warmup", "sync_statistics", "queue_size")
 )
-_SAME_LABELS = ("data.label_fraction", "data.labels_per_class", "data.label_seed")
+_SAME_LABELS = ("data.label_fraction", "data.labels_per_class", "data.label_seed", "data.subset", "data.weights")
 
 
 def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
@@ -49,7 +49,7 @@ def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
 
 
 def _refuse_other_run(config: DictConfig, folder: Path) -> None:
-    # Half a run with one teacher, or with some labels, and half with others is neither.
+    # Half a run with one teacher, or with some labels or samples, and half with others is neither.
     if not (folder / "config.yaml").exists():
         return
     earlier = OmegaConf.load(folder / "config.yaml")
@@ -83,7 +83,7 @@ def make_paths_absolute(config: DictConfig) -> None:
     Args:
         config: The composed configuration, changed in place.
     """
-    for key in ("data.source.root", "backbone.weights", "data.manifest"):
+    for key in ("data.source.root", "backbone.weights", "data.manifest", "data.subset", "data.weights"):
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value not in ("default", "package"):
             OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))

@@ -1,25 +1,28 @@
 """From a source of images to the batches of one process."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lqf_lightning.data.augmentation import NoAugmentation
 from lqf_lightning.data.batch import Batch
-from lqf_lightning.data.dataset import ImageDataset, Normalization, Record, check_normalization
+from lqf_lightning.data.dataset import ImageDataset, Normalization, check_normalization
+from lqf_lightning.data.image_sets import ImageSets, viewed
 from lqf_lightning.data.loader import evaluation_loader
 from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.plan import Plan
 from lqf_lightning.data.pool import Pool
 from lqf_lightning.data.refusals import refuse_sizes, refuse_unusable, refuse_workers
+from lqf_lightning.data.sample_file import read_weights
 from lqf_lightning.data.source import Source
-from lqf_lightning.data.stream import Stream, ViewsFactory
+from lqf_lightning.data.stream import Stream
 from lqf_lightning.data.training_loaders import TrainingLoaders
 from lqf_lightning.data.world import World
 from lqf_lightning.teachers import View
@@ -47,6 +50,9 @@ class ImageDataModule(LightningDataModule):
         shots: Training images per class; None: all.
         subset_ratio: Share of the training images; a smaller share is a subset of a larger one.
         subset_seed: Decides which, for both.
+        subset: File of the training images to use, by index or path (Parquet, CSV, JSON or text); None: all.
+        weights: File of how much training images count, 1 where absent (Parquet, CSV or JSON). The loss stays divided
+            by the number of images, those of weight 0 included. None: all count alike.
         label_noise: Share of the labeled training images that get the label of another class.
         noise_seed: Decides which, and which label.
         label_fraction: Share of every class, at least one image, whose labels are used; smaller ones are subsets.
@@ -59,6 +65,7 @@ class ImageDataModule(LightningDataModule):
     Attributes:
         sweeps: How often a training epoch goes through `fixed_train_dataloader`; 0: `stream` decides.
         stream: What the method wants to be trained on.
+        sample_weights: How much each sample counts, by index (len(manifest),), once set up; None without `weights`.
     """
 
     def __init__(
@@ -77,6 +84,8 @@ class ImageDataModule(LightningDataModule):
         shots: int | None = None,
         subset_ratio: float = 1.0,
         subset_seed: int = 0,
+        subset: str | Path | None = None,
+        weights: str | Path | None = None,
         label_noise: float = 0.0,
         noise_seed: int = 0,
         label_fraction: float = 1.0,
@@ -97,14 +106,15 @@ class ImageDataModule(LightningDataModule):
         self.cache_images = cache_images
         self.previous, self.seed = manifest, seed
         labels = (label_noise, noise_seed, label_fraction, labels_per_class, label_seed)
-        self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, *labels)
+        self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, *labels, subset)
+        self.weights, self.sample_weights = weights, cast("Tensor | None", None)
         self.evaluation_transform = NoAugmentation(size=image_size, crop_fraction=crop_fraction)
         self.training_transform = (augmentation or NoAugmentation)(size=image_size, crop_fraction=crop_fraction)
         self.sweeps, self.stream = 0, Stream()
         self._manifest: Manifest | None = None
         self._pool: Pool  # with the manifest
         self._normalization: Normalization | None = None
-        self._evaluated: dict[str, ImageDataset] = {}
+        self._built: ImageSets | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """List and check the samples and build the manifest; a second call does nothing.
@@ -118,6 +128,7 @@ class ImageDataModule(LightningDataModule):
         refuse_unusable(splits)
         self._pool = Pool(splits)
         self._manifest = self.plan.apply(self._pool, None if self.previous is None else Manifest.read(self.previous))
+        self.sample_weights = None if self.weights is None else read_weights(self.weights, self._manifest)
         if self.test_split == "val":
             log.warning("the data set has no test split: what is reported as test is the validation split")
 
@@ -162,7 +173,7 @@ class ImageDataModule(LightningDataModule):
     def normalization(self, value: Normalization) -> None:
         check_normalization(value)
         self._normalization = (tuple(value[0]), tuple(value[1]))
-        self._evaluated = {}
+        self._built = None
 
     def train_dataloader(self) -> DataLoader[Batch] | CombinedLoader:
         """Shuffled, augmented training batches of this process as `stream` says, or sweeps over fixed ones.
@@ -172,16 +183,15 @@ class ImageDataModule(LightningDataModule):
             dictionaries of two batches.
         """
         if self.sweeps:
-            return self._evaluation_loader("train", self.sweeps)
+            return self._loader_of(self._sets.evaluated("train"), self.sweeps)
         world, stream = World.find(self.trainer), self.stream
         loaders = TrainingLoaders(world, self.batch_size, self.seed, self.num_workers, self.image_size)
         if stream.samples == "labeled":
-            return loaders.labeled(self._labeled_set(stream.views), self.drop_last)
-        records = self._pool.records(self.manifest.training_rows(), hidden=stream.samples == "both")
-        everything = self._training_set(records, stream.views)
+            return loaders.labeled(self._sets.labeled(stream.views), self.drop_last)
+        everything = self._sets.everything(stream.views, hidden=stream.samples == "both")
         if stream.samples == "all":
             return loaders.all(everything)
-        return loaders.both(self._labeled_set(), everything, stream.unlabeled_ratio)
+        return loaders.both(self._sets.labeled(), everything, stream.unlabeled_ratio)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Validation batches of this process, in order; the sizes of the shares may differ.
@@ -189,7 +199,7 @@ class ImageDataModule(LightningDataModule):
         Returns:
             A loader, or an empty list when no sample is held out.
         """
-        return self._evaluation_loader("val") if len(self.manifest.rows("val")) else []
+        return self._loader_of(self._sets.evaluated("val")) if len(self.manifest.rows("val")) else []
 
     def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Test batches of this process, in order; validation batches where the data set has no test split.
@@ -197,7 +207,7 @@ class ImageDataModule(LightningDataModule):
         Returns:
             A loader, or an empty list when there is neither.
         """
-        return self._evaluation_loader("test") if self.test_split == "test" else self.val_dataloader()
+        return self._loader_of(self._sets.evaluated("test")) if self.test_split == "test" else self.val_dataloader()
 
     def fixed_train_dataloader(self) -> DataLoader[Batch]:
         """Training batches of this process, in order, as they would be evaluated: every sample exactly once.
@@ -205,7 +215,15 @@ class ImageDataModule(LightningDataModule):
         Returns:
             A loader; the sizes of the shares may differ.
         """
-        return self._evaluation_loader("train")
+        return self._loader_of(self._sets.evaluated("train"))
+
+    def every_train_dataloader(self) -> DataLoader[Batch]:
+        """The same for all labeled training samples, those that `subset`, `shots` or `subset_ratio` leave out included.
+
+        Returns:
+            A loader; the sizes of the shares may differ.
+        """
+        return self._loader_of(self._sets.evaluated("every"))
 
     def view_dataloader(self, split: str, view: View) -> DataLoader[Batch]:
         """Batches of this process, in order, as another network would evaluate them.
@@ -217,32 +235,16 @@ class ImageDataModule(LightningDataModule):
         Returns:
             A loader; the sizes of the shares may differ.
         """
-        transform = NoAugmentation(view.image_size, view.crop_fraction)
-        records = self._pool.records(self.manifest.rows(split))
-        data = ImageDataset(records, transform, (view.mean, view.std), self.seed)
+        data = viewed(self._pool.records(self.manifest.rows(split)), view, self.seed)
         return self._loader_of(data, size=view.image_size)
 
-    def _evaluation_loader(self, split: str, sweeps: int = 0) -> DataLoader[Batch]:
-        return self._loader_of(self._evaluation_set(split), sweeps)
+    @property
+    def _sets(self) -> ImageSets:
+        if self._built is None:
+            known = (self._pool, self.manifest, self.normalization, self.evaluation_transform, self.training_transform)
+            self._built = ImageSets(*known, self.seed, self.cache_images)
+        return self._built
 
     def _loader_of(self, data: ImageDataset, sweeps: int = 0, size: int | None = None) -> DataLoader[Batch]:
         world, size = World.find(self.trainer), size or self.image_size
         return evaluation_loader(data, world, self.eval_batch_size, self.num_workers, size, sweeps)
-
-    def _evaluation_set(self, split: str) -> ImageDataset:
-        if split not in self._evaluated:
-            records = self._pool.records(self.manifest.rows(split))
-            options: dict[str, Any] = {"seed": self.seed, "cache": self.cache_images}
-            self._evaluated[split] = ImageDataset(records, self.evaluation_transform, self.normalization, **options)
-        return self._evaluated[split]
-
-    def _labeled_set(self, views: ViewsFactory | None = None) -> ImageDataset:
-        fixed = self._evaluation_set("train")
-        drawn = views is not None or getattr(self.training_transform, "random", True)
-        return self._training_set(fixed.records, views) if drawn else fixed
-
-    def _training_set(self, records: Sequence[Record], views: ViewsFactory | None) -> ImageDataset:
-        transform: Any = self.training_transform
-        if views is not None:
-            transform = views(size=self.image_size, crop_fraction=self.crop_fraction, weak=transform)
-        return ImageDataset(records, transform, self.normalization, self.seed)

@@ -34,8 +34,8 @@ class Manifest:
     Columns: `index`; `split` (train, val, test, or unlabeled: training samples of no known class); `path` (relative
     path or position); `label` and `class` (what the run is told; -1 and empty where unknown); `true_label` (differs
     under label noise); `sha` (BLAKE2b of the file, or of the pixels in memory); `used` (false for training samples left
-    out by `shots` or `subset_ratio`); `removed` (a file of an earlier run that is gone: its index is never given to
-    another one); `labeled` (false for training samples whose label is unknown, or hidden from the run by
+    out by `shots`, `subset_ratio` or `subset`); `removed` (a file of an earlier run that is gone: its index is never
+    given to another one); `labeled` (false for training samples whose label is unknown, or hidden from the run by
     `label_fraction` or `labels_per_class`).
 
     Args:
@@ -91,6 +91,15 @@ class Manifest:
         """
         table = self.table
         return table[(table["split"] == split) & table["used"] & ~table["removed"] & table["labeled"]]
+
+    def labeled_rows(self) -> pd.DataFrame:
+        """Look up all training samples whose label the run may know, whether it trains on them or not.
+
+        Returns:
+            Labeled, not removed rows of the split train, in order of index.
+        """
+        table = self.table
+        return table[(table["split"] == "train") & ~table["removed"] & table["labeled"]]
 
     def training_rows(self) -> pd.DataFrame:
         """Look up all samples that a run may learn from, with or without a label.

@@ -1,6 +1,8 @@
 """Which samples a run trains on, and with which labels."""
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +13,10 @@ from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.option import check_option
 from lqf_lightning.data.pool import Pool
 from lqf_lightning.data.refusals import refuse_unlearnable
+from lqf_lightning.data.sample_file import read_subset
 from lqf_lightning.data.selection import choose_count_per_class, choose_fraction_per_class, choose_lowest, draw_lots
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Plan:
             a larger one.
         labels_per_class: Training samples per class whose labels are used, or None for `label_fraction`.
         label_seed: Decides which, for both.
+        subset: File that names the training samples, or None for `shots` and `subset_ratio`.
     """
 
     val_fraction: float
@@ -42,6 +48,7 @@ class Plan:
     label_fraction: float
     labels_per_class: int | None
     label_seed: int
+    subset: str | Path | None = None
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -59,6 +66,12 @@ class Plan:
             raise ValueError(
                 f"data.shots={self.shots} and data.subset_ratio={self.subset_ratio} both choose training images; "
                 "set data.shots=null or data.subset_ratio=1"
+            )
+        if self.subset is not None and (self.shots is not None or self.subset_ratio < 1):
+            raise ValueError(
+                f"data.subset={self.subset} chooses training images, and so do data.shots={self.shots} and "
+                f"data.subset_ratio={self.subset_ratio}; set data.subset=null, or data.shots=null and "
+                "data.subset_ratio=1"
             )
         if self.labels_per_class is not None and self.label_fraction < 1:
             raise ValueError(
@@ -93,7 +106,12 @@ class Plan:
     def _choose(self, manifest: Manifest) -> None:
         train = manifest.rows("train")
         lots = draw_lots(train["path"], self.subset_seed, "subset")
-        if self.shots is not None:
+        if self.subset is not None:
+            wanted = read_subset(self.subset, manifest)
+            chosen = np.flatnonzero(train["index"].isin(wanted))
+            if len(chosen) < len(wanted):
+                log.warning("%d images of data.subset=%s are gone", len(wanted) - len(chosen), self.subset)
+        elif self.shots is not None:
             chosen = choose_count_per_class(lots, train["true_label"].tolist(), self.shots, manifest.classes)
         else:
             chosen = choose_lowest(lots, max(1, round(self.subset_ratio * len(train))))
@@ -124,7 +142,8 @@ class Plan:
 
     def _refuse_unlearnable(self, manifest: Manifest) -> None:
         train = manifest.rows("train")
-        options = {name: getattr(self, name) for name in ("label_noise", "label_fraction", "labels_per_class")}
+        names = ("label_noise", "label_fraction", "labels_per_class", "subset")
+        options = {name: getattr(self, name) for name in names}
         refuse_unlearnable(manifest.classes, train["label"], train["true_label"], options)
 
 

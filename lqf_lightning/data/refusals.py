@@ -1,6 +1,7 @@
 """Data sets and options that cannot be trained with, told apart before anything is computed."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,7 @@ def refuse_unlearnable(
     classes: Sequence[str],
     labels: Iterable[int],
     true_labels: Iterable[int] = (),
-    options: Mapping[str, float | None] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that the options leave labeled training images for every class.
 
@@ -79,7 +80,7 @@ def refuse_unlearnable(
         classes: Names of the classes.
         labels: Class positions that the run is told of the training samples that are used with their labels.
         true_labels: Their true class positions, if known: a class that still has images has lost its labels only.
-        options: The values of `label_noise`, `label_fraction` and `labels_per_class`, if known.
+        options: The values of `label_noise`, `label_fraction`, `labels_per_class` and `subset`, if known.
 
     Raises:
         ValueError: A class has none left.
@@ -91,16 +92,21 @@ def refuse_unlearnable(
     mislabeled = set(map(int, true_labels)) & set(gone)
     advice = [_advice_on_labels(options or {})] if mislabeled else []
     if len(mislabeled) < len(gone):
-        advice.append(
-            "Set data.subset_ratio higher, data.val_fraction lower, or use data.shots, which chooses images of every "
-            "class"
-        )
+        advice.append(_advice_on_images(options or {}))
     which = f"{len(gone)} of {len(classes)} classes: {_list([classes[position] for position in gone])}"
     lost = f" ({len(mislabeled)} of them have images, all of which were given wrong labels)" if mislabeled else ""
     raise ValueError(f"no training images are left with the label of {which}{lost}. {'. '.join(advice)}")
 
 
-def _advice_on_labels(options: Mapping[str, float | None]) -> str:
+def _advice_on_images(options: Mapping[str, Any]) -> str:
+    if options.get("subset") is not None:
+        return f"Add images of every class to data.subset={options['subset']}"
+    return (
+        "Set data.subset_ratio higher, data.val_fraction lower, or use data.shots, which chooses images of every class"
+    )
+
+
+def _advice_on_labels(options: Mapping[str, Any]) -> str:
     noise, fraction, count = (options.get(name) for name in ("label_noise", "label_fraction", "labels_per_class"))
     changes = [
         f"data.label_noise lower than {noise}" if noise else "data.manifest=null, whose run had wrong labels",

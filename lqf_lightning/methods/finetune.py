@@ -6,6 +6,7 @@ from typing import Literal, Self
 from torch import Tensor
 
 from lqf_lightning.backbones import Backbone
+from lqf_lightning.data import Batch
 from lqf_lightning.methods.averaging import TeacherName, average_of
 from lqf_lightning.methods.frozen_parts import keep_frozen_parts_in_eval
 from lqf_lightning.methods.losses import LossName, choose_loss
@@ -38,6 +39,7 @@ class Finetune(Method):
         ValueError: `batch_norm` has another name, or contradicts `teacher`.
     """
 
+    weighs_samples = True
     asks_teacher = False  # whether training needs the answers of an averaged teacher
 
     def __init__(
@@ -122,6 +124,19 @@ class Finetune(Method):
             A scalar, averaged over the batch.
         """
         return self._loss(logits, target)
+
+    def training_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The chosen loss, with the sample weights of the data where there are any.
+
+        Args:
+            logits: Outputs (B, C), B at least 1.
+            batch: The samples that they belong to.
+
+        Returns:
+            A scalar, averaged over the batch.
+        """
+        weight = self.weights_of(batch.index)
+        return self.loss(logits, batch.target) if weight is None else self._loss(logits, batch.target, weight=weight)
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode, except for the parts that are frozen.

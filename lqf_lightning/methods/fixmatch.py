@@ -52,6 +52,7 @@ class FixMatch(Finetune):
     """
 
     asks_teacher = True
+    weighs_samples = False
 
     def __init__(
         self,

@@ -69,6 +69,8 @@ class FocalDistillation(Finetune):
         group_lr: Learning-rate factor per layer group, 1 where absent.
     """
 
+    weighs_samples = False  # it has weights of its own
+
     def __init__(
         self,
         backbone: Backbone,

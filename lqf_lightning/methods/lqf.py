@@ -65,8 +65,8 @@ class LQF(LinearizedMethod):
             (the `preconditioner`), "none", or "auto": a sketch up to 8,000, else the preconditioner.
         normalize_step: Divide directions by the largest curvature that some training batches have after
             preconditioning: on these, learning rates below 2 are stable (below 3.8 with momentum 0.9). Others can be
-            steeper, small ones above all. A reference makes samples heavier: also by the largest weight,
-            1 + alpha + beta. Adaptive optimizers do not notice it. For ``sgd``.
+            steeper, small ones above all. Sample weights and a reference make samples heavier: also by the largest
+            weight, of `data.weights` or 1 + alpha + beta. Adaptive optimizers do not notice it. For ``sgd``.
         memory_gib: Memory for what a kernel is assembled from, in GiB; less takes more passes.
         kernel_folder: Folder that keeps finished parts of the kernel, so that an interrupted assembly goes on.
         reference: A model in use today, to be matched (see `LogitMatching`); for training, not part of checkpoints.
@@ -134,6 +134,7 @@ class LQF(LinearizedMethod):
                 self, reference, alpha=alpha, beta=beta, scale=reference_scale, tradeoff=tradeoff
             )
         self.solver: Solver = make_solver(solver, self)
+        self.weighs_samples = reference is None  # which has weights of its own
         self.sweeps, self.automatic_optimization = self.solver.sweeps, self.solver.sweeps == 0
         self._stored_solver: str | None = None  # that of the checkpoint which a fit goes on from
 
@@ -159,7 +160,8 @@ class LQF(LinearizedMethod):
         Returns:
             A scalar, averaged over the batch.
         """
-        loss = self.loss(logits, batch.target)
+        weight = self.weights_of(batch.index)
+        loss = self.loss(logits, batch.target) if weight is None else self._loss(logits, batch.target, weight=weight)
         return loss if self.matching is None else loss + self.matching.penalty(logits, batch)
 
     def configure_optimizers(self) -> Any:

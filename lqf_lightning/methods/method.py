@@ -16,6 +16,7 @@ from lqf_lightning.methods.divergence import refuse_divergence
 from lqf_lightning.methods.known_groups import known_groups
 from lqf_lightning.methods.run_state import RunState
 from lqf_lightning.methods.sample_mean import SampleMean
+from lqf_lightning.methods.sample_weighting import SampleWeighting
 from lqf_lightning.methods.schedule import scheduled_steps
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
@@ -24,7 +25,7 @@ NO_DECAY = "_no_decay"  # ends the name of a parameter group that leaves weight 
 _STAGES = ("val", "test")
 
 
-class Method(Averaging, RunState):
+class Method(Averaging, RunState, SampleWeighting):
     """A way to fine-tune a backbone; subclasses give `forward`, `loss` and the parameters that train.
 
     Steps return ``{"loss", "logits"}``, so that callbacks see every prediction beside its `Batch`. Metrics are
@@ -60,7 +61,7 @@ class Method(Averaging, RunState):
         known_groups(backbone, list(self.group_lr), "group_lr")
         if min(self.group_lr.values(), default=0) < 0:
             raise ValueError(f"factors must be at least 0, got {self.group_lr}. Set method.group_lr={{head: 10}}")
-        self._optimizer, self._scheduler = optimizer, scheduler
+        self.make_optimizer, self.make_schedule = optimizer, scheduler
         self.train_loss, self.train_acc = SampleMean(), SampleMean()
         means = [f"{stage}_{name}" for stage in _STAGES for name in ("loss", "teacher_loss", "teacher_acc")]
         self.stage_means = nn.ModuleDict({name: SampleMean() for name in means})
@@ -104,6 +105,7 @@ class Method(Averaging, RunState):
         Args:
             stage: "fit", or another.
         """
+        super().setup(stage)
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and hasattr(data, "sweeps"):
             data.sweeps, data.stream = self.sweeps, self.stream
@@ -237,10 +239,10 @@ class Method(Averaging, RunState):
         Returns:
             What Lightning expects: an optimizer, with its per-step schedule where there is one.
         """
-        optimizer = self._optimizer(list(self.groups()))
+        optimizer = self.make_optimizer(list(self.groups()))
         for group in optimizer.param_groups:
             group["lr"] *= self.group_lr.get(group["name"].removesuffix(NO_DECAY), 1.0)
-        if self._scheduler is None:
+        if self.make_schedule is None:
             return optimizer
-        scheduler = self._scheduler(optimizer, scheduled_steps(self.trainer))
+        scheduler = self.make_schedule(optimizer, scheduled_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

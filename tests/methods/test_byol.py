@@ -110,7 +110,7 @@ def test_a_step_of_lars_leaves_biases_and_normalization_out_unless_asked(decay_a
 def test_the_options_of_its_file_leave_normalization_out():
     config = compose("method=byol", "data.batch_size=4", "paths.output_dir=unused", "method.hidden_width=8")
     method = instantiate(config, "method", backbone=build_backbone(), classes=CLASSES)
-    optimizer = method._optimizer(list(method.groups()))
+    optimizer = method.make_optimizer(list(method.groups()))
     assert isinstance(optimizer, timm.optim.Lars)
     scale = method.student.projector[1].weight
     (group,) = [g for g in optimizer.param_groups if any(p is scale for p in g["params"])]

@@ -80,7 +80,7 @@ def test_enough_steps_reach_the_optimum(layers):
     rows = jacobian(images, names).flatten(0, 1)
     steepest = torch.linalg.matrix_norm(rows, 2).item() ** 2 / 6
     method.ridge = 0.2 * steepest
-    method._optimizer = partial(torch.optim.SGD, lr=1 / (steepest + method.ridge))
+    method.make_optimizer = partial(torch.optim.SGD, lr=1 / (steepest + method.ridge))
     problem = DenseProblem(images, target, names, 6 * method.ridge)
     flattest = torch.linalg.eigvalsh(problem.hessian / 6)[0].item()
     slowest = 1 - flattest / (steepest + method.ridge)  # what a step leaves of the error

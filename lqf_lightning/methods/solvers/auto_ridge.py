@@ -95,6 +95,24 @@ def kernel_scales(method: "LQF") -> dict[str, float]:
     return {group: 1.0 / method.group_ridge.get(group, 1.0) for group in penalized_groups(method)}
 
 
+def merged_groups(method: "LQF") -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Layer groups of the same ridge as one: they need no kernels of their own, each of which takes memory.
+
+    Args:
+        method: The method.
+
+    Returns:
+        Parameter names by merged group, and what the kernel of each is multiplied with.
+    """
+    groups: dict[str, list[str]] = {}
+    scales: dict[str, float] = {}
+    for group, names in penalized_groups(method).items():
+        factor = method.group_ridge.get(group, 1.0)
+        groups.setdefault(f"ridge x {factor:g}", []).extend(names)
+        scales[f"ridge x {factor:g}"] = 1.0 / factor
+    return groups, scales
+
+
 def settle_ridge(
     method: "LQF", table: TrainingTable, kernel: Kernel | None = None, scales: Mapping[str, float] | None = None
 ) -> None:

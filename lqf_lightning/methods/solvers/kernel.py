@@ -18,7 +18,7 @@ from lqf_lightning.linear import (
     choose_representation,
     current_reducer,
 )
-from lqf_lightning.methods.solvers.auto_ridge import penalized_groups, settle_ridge
+from lqf_lightning.methods.solvers.auto_ridge import merged_groups, settle_ridge
 from lqf_lightning.methods.solvers.compare_strengths import compare_strengths
 from lqf_lightning.methods.solvers.exact_solver import ExactSolver
 from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
@@ -64,7 +64,7 @@ class KernelSolver(ExactSolver):
             log.info("the checkpoint holds the solution")
             self._key, method.trainer.should_stop = dict(kept), True
             return
-        groups, scales = _merged(method)
+        groups, scales = merged_groups(method)
         self._tell_size(len(groups))
         watched = self._watched()
         pair = assemble_kernel(
@@ -171,14 +171,3 @@ class KernelSolver(ExactSolver):
             Tensors and plain values.
         """
         return super().state() | ({"problem": self._key} if self._key else {})
-
-
-def _merged(method: "LQF") -> tuple[dict[str, list[str]], dict[str, float]]:
-    # Layer groups of the same ridge need no kernels of their own, each of which takes memory.
-    groups: dict[str, list[str]] = {}
-    scales: dict[str, float] = {}
-    for group, names in penalized_groups(method).items():
-        factor = method.group_ridge.get(group, 1.0)
-        groups.setdefault(f"ridge x {factor:g}", []).extend(names)
-        scales[f"ridge x {factor:g}"] = 1.0 / factor
-    return groups, scales

@@ -41,7 +41,8 @@ def problem_key(method: "LQF", table: TrainingTable, acceleration: str, metric: 
         "metric_norm": torch.tensor(metric.squared_norm(ones), dtype=torch.float64),
         "initial": table.initial.norm(dim=1),
     }
-    return key if table.reference is None else key | _matched(table.problem(method, ridge=1.0))
+    plain = table.reference is None and method.sample_weights is None
+    return key if plain else key | _matched(table.problem(method, ridge=1.0))
 
 
 def _matched(problem: QuadraticProblem) -> dict[str, Tensor]:

@@ -44,8 +44,8 @@ class StochasticDescent(Solver):
             method.matching.settle_scale_by(training_batches(method, "outputs of the reference"))
         self.kfac = fit_preconditioner(method)
         if method.normalize_step:
-            # Measured without sample weights, which depend on the augmentation: the largest bounds them all.
-            heaviest = 1.0 if method.matching is None else method.matching.heaviest
+            # Measured without sample weights, some of which depend on the augmentation: the largest bounds them all.
+            heaviest = method.heaviest_sample if method.matching is None else method.matching.heaviest
             self.top_curvature = heaviest * self._measure_top_curvature()
             log.info("learning rates are divided by the top curvature of a batch, %.4g", self.top_curvature)
 
@@ -81,7 +81,9 @@ class StochasticDescent(Solver):
         """
         method = self.method
         loss = float(method.trainer.callback_metrics["train/loss"])
-        nothing = 0.5 * method.target_scale**2 if method.matching is None else method.matching.loss_of_nothing
+        nothing = 0.5 * method.heaviest_sample * method.target_scale**2
+        if method.matching is not None:
+            nothing = method.matching.loss_of_nothing
         if method.squared and math.isfinite(loss) and loss > _HOPELESS * nothing:
             raise FloatingPointError(
                 f"the training loss of epoch {method.current_epoch} is {loss:.3g}, that of predicting zeros about "

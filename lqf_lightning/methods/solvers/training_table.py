@@ -62,6 +62,9 @@ class TrainingTable:
     def labels(self, method: "LQF", ridge: float | None = None) -> QuadraticProblem:
         """The objective over the samples, in sum form, that has nothing but labels to learn from.
 
+        The ridge is that of the mean form times the number of samples, those of weight 0 included, as in the loss of a
+        batch: the sum of their weights plays no part.
+
         Args:
             method: The method.
             ridge: lambda; None takes the method's mu.
@@ -71,7 +74,8 @@ class TrainingTable:
         """
         target = method.target_scale * one_hot(self.label, len(method.classes)).to(self.initial)
         strength = ridge_of_mean(method.ridge, len(self.label)) if ridge is None else ridge
-        return QuadraticProblem(self.initial, target, strength, intercept=method.intercept_name is not None)
+        weight, intercept = method.weights_of(self.index), method.intercept_name is not None
+        return QuadraticProblem(self.initial, target, strength, weight, intercept=intercept)
 
     def problem(self, method: "LQF", ridge: float | None = None) -> QuadraticProblem:
         """The objective that the method minimizes, in sum form and up to a constant.
