@@ -2,7 +2,12 @@
 
 from .knn import KNN as KNN
 from .learning_curves import LearningCurves as LearningCurves
+from .learning_speed import LearningSpeed as LearningSpeed
 from .linear_probe import LinearProbe as LinearProbe
+from .memorization import Memorization as Memorization
 from .negative_flips import NegativeFlips as NegativeFlips
 from .regularization_path import RegularizationPath as RegularizationPath
+from .sample_information import SampleInformation as SampleInformation
 from .tradeoff_curve import TradeoffCurve as TradeoffCurve
+from .training_time import TrainingTime as TrainingTime
+from .usable_information import UsableInformation as UsableInformation

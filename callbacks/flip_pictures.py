@@ -7,32 +7,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from torchvision.transforms.v2.functional import to_pil_image
 
-from lqf_lightning.data import ImageDataModule
-from lqf_lightning.teachers import View
-
-_SIDE = 96  # pixels
 _COLUMNS = 8
 _CLASSES = 30
 _LETTERS = 20
-
-
-def load_thumbnails(data: ImageDataModule, split: str, index: Sequence[int]) -> list[Image.Image]:
-    """Read samples again, small, as much of them as the model of the run sees.
-
-    Args:
-        data: The data.
-        split: Their split.
-        index: Rows of the manifest (B,).
-
-    Returns:
-        B pictures of at most 96 pixels.
-    """
-    view = View(min(_SIDE, data.image_size), data.crop_fraction, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    place = {row: position for position, row in enumerate(data.manifest.rows(split)["index"].tolist())}
-    samples = data.view_dataloader(split, view).dataset
-    return [to_pil_image(samples[place[row]][0]) for row in index]
 
 
 def draw_flips(flips: pd.DataFrame, images: Sequence[Image.Image], title: str) -> Figure:
@@ -88,7 +66,7 @@ def draw_flip_matrix(flips: pd.DataFrame, title: str) -> Figure:
         return figure
     image = axes.imshow(table.to_numpy(), cmap="Reds", vmin=0)
     figure.colorbar(image, shrink=0.7, label="samples", ticks=MaxNLocator(integer=True))
-    labels = [_short(name) for name in names]
+    labels = [shorten(name) for name in names]
     axes.set_xticks(range(len(names)), labels, rotation=90, parse_math=False)
     axes.set_yticks(range(len(names)), labels, parse_math=False)
     largest = table.to_numpy().max()
@@ -100,10 +78,18 @@ def draw_flip_matrix(flips: pd.DataFrame, title: str) -> Figure:
 
 
 def _said(flip: pd.Series, who: str) -> str:
-    name, confidence = _short(flip[f"{who}_prediction"]), flip[f"{who}_confidence"]
+    name, confidence = shorten(flip[f"{who}_prediction"]), flip[f"{who}_confidence"]
     return name if math.isnan(confidence) else f"{name} {confidence:.2f}"
 
 
-def _short(name: str) -> str:
-    half = _LETTERS // 2 - 1  # names often differ in their ends only
+def shorten(name: str) -> str:
+    """Make a name fit over a picture.
+
+    Args:
+        name: Of a class.
+
+    Returns:
+        The name, its middle left out if it is long: names often differ in their ends only.
+    """
+    half = _LETTERS // 2 - 1
     return name if len(name) <= _LETTERS else f"{name[:half]}..{name[-half:]}"

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from lqf_lightning.congruence.flip_counts import FlipTally
 from lqf_lightning.data import Manifest
+from lqf_lightning.data.thumbnails import load_thumbnails
 from lqf_lightning.teachers import StoredPredictions
 
 from .flip_checks import data_of
-from .flip_pictures import draw_flip_matrix, draw_flips, load_thumbnails
+from .flip_pictures import draw_flip_matrix, draw_flips
 from .flip_rates import summarize
 from .pictures import save_picture
 

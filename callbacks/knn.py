@@ -8,7 +8,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from lqf_lightning.backbones import Backbone, penultimate_features
 from lqf_lightning.congruence.evaluation_mode import evaluation_mode
@@ -17,6 +16,8 @@ from lqf_lightning.linear import current_reducer
 from lqf_lightning.methods import Method
 from lqf_lightning.progress import track
 from lqf_lightning.teachers.nearest_neighbors import neighbor_votes
+
+from .drawn_loader import draw_at_most
 
 
 class KNN(Callback):
@@ -94,7 +95,7 @@ class KNN(Callback):
             stack.enter_context(torch.random.fork_rng(devices=[]))
             for network in networks.values():
                 stack.enter_context(evaluation_mode(network.model))
-            memory, label = _memory(method, networks, _at_most(self.max_memory, data.fixed_train_dataloader()))
+            memory, label = _memory(method, networks, draw_at_most(self.max_memory, data.fixed_train_dataloader()))
             right = torch.zeros(len(networks) + 1, dtype=torch.float64, device=method.device)
             for batch in _batches(method, queries, f"nearest neighbors: {stage}"):
                 for place, (name, network) in enumerate(networks.items()):
@@ -111,22 +112,6 @@ class KNN(Callback):
 def _data_and_method(trainer: Trainer, module: LightningModule) -> tuple[ImageDataModule, Method]:
     # Lightning sets `datamodule` at run time and does not declare it.
     return cast(ImageDataModule, trainer.datamodule), cast(Method, module)  # type: ignore[attr-defined]
-
-
-def _at_most(number: int, loader: DataLoader[Batch]) -> DataLoader[Batch]:
-    # The same lot for every number of ranks; samples that are not drawn are not even decoded.
-    size = len(loader.dataset)  # type: ignore[arg-type]  # is sized
-    if size <= number:
-        return loader
-    chosen = set(torch.randperm(size, generator=torch.Generator().manual_seed(0))[:number].tolist())
-    shares = cast(Any, loader.batch_sampler)
-    kept = [[position for position in share if position in chosen] for share in shares]
-    options: dict[str, Any] = {
-        "collate_fn": loader.collate_fn,
-        "num_workers": loader.num_workers,
-        "pin_memory": loader.pin_memory,
-    }
-    return DataLoader(loader.dataset, batch_sampler=[share for share in kept if share], **options)
 
 
 def _memory(method: Method, networks: dict[str, Backbone], loader: Any) -> tuple[dict[str, Tensor], Tensor]:

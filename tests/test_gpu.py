@@ -1,5 +1,6 @@
 """What only a GPU can show: devices, mixed precision, memory layout."""
 
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
@@ -133,3 +134,21 @@ def test_a_teacher_converted_with_its_owner_still_normalizes_by_what_it_has_aver
     assert isinstance(owner[1].model[1], nn.SyncBatchNorm)
     torch.testing.assert_close(owner[1](images[:1]), owner[1](images)[:1], rtol=1e-4, atol=1e-5)
     assert torch.equal(owner[1].model[1].running_mean, before)
+
+
+def test_samples_are_scored_under_ddp_with_nccl_as_on_the_cpu(tmp_path, folder_of_shapes):
+    options = ["method=lqf", "method.solver=kernel", "method.ridge=0.1", "callbacks=[sample_information]", "test=false"]
+    nccl = [
+        "trainer=ddp",
+        "trainer.accelerator=gpu",
+        "trainer.devices=1",
+        "+trainer.strategy.process_group_backend=nccl",
+    ]
+    tables = []
+    for name, more in (("cpu", []), ("gpu", nccl)):
+        run_tiny(tmp_path / name, folder_of_shapes, *options, "trainer.max_epochs=1", *more)
+        tables.append(pd.read_parquet(tmp_path / name / "sample_information.parquet"))
+    one, other = tables
+    assert one["index"].tolist() == other["index"].tolist()
+    for column in ("suspicion", "residual", "weight_information", "function_information"):
+        assert other[column].to_numpy() == pytest.approx(one[column].to_numpy(), rel=1e-2), column

@@ -5,7 +5,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 # From the bottom up. `linear` needs nothing but torch, so it lies below the backbones that it linearizes.
-STRATA = ["linear", "backbones", "teachers", "congruence", "data", "methods", "callbacks", "entry"]
+STRATA = [
+    "linear", "backbones", "teachers", "congruence", "information", "data", "methods", "analysis", "callbacks", "entry",
+]  # fmt: skip
 ENTRY = {
     "train",
     "evaluate",
@@ -20,6 +22,7 @@ ENTRY = {
     "run_folder",
 }
 ENTRY |= {"tracking", "summary", "comparison", "weights_origin"}
+ENTRY |= {"score", "curate", "predict", "finished_run", "memorization_report", "memorization_runs"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}
 

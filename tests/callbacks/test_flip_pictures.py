@@ -3,10 +3,11 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from lqf_lightning.callbacks.flip_pictures import draw_flip_matrix, draw_flips, load_thumbnails
+from lqf_lightning.callbacks.flip_pictures import draw_flip_matrix, draw_flips
 from PIL import Image
 
 from lqf_lightning.data import NoAugmentation
+from lqf_lightning.data.thumbnails import load_thumbnails
 from old_models import noise_data, write_noise
 
 
