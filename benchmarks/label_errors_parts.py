@@ -145,7 +145,7 @@ def judge(case: Case, problem: QuadraticProblem, kernel: Kernel, cross: Kernel |
     suspects = label_suspects(result.prediction, case.label, result.residual)
     right = float((suspects.proposed == case.label).double().mean())
     scores = {
-        "squared_residual": suspects.squared_residual, "margin": suspects.suspicion,
+        "squared_residual": suspects.squared_residual, "margin": suspects.margin, "suspicion": suspects.suspicion,
         "function_information": function_information(result.function_change),
         "weight_information": weight_information(result.weight_change),
     }  # fmt: skip

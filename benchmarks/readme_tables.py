@@ -10,13 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from readme_cells import percent, rows
+from readme_sample_tables import label_errors, summarize, training_time, unique_information
+
 ROOT = Path(__file__).parent.parent
-
-
-def rows(header: list[str], body: list[list[str]]) -> str:
-    """A Markdown table."""
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def accuracy(report: dict[str, Any]) -> str:
@@ -169,11 +166,6 @@ def ema_update(report: dict[str, Any]) -> str:
     return rows(["network", "device", "seconds per step", *names.values()], body)
 
 
-def percent(value: float | None) -> str:
-    """A share, or nothing."""
-    return "" if value is None else f"{100 * value:.1f}"
-
-
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "accuracy": accuracy,
     "step_cost": step_cost,
@@ -183,6 +175,10 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "congruence": congruence,
     "ema_update": ema_update,
     "eman": eman,
+    "label_errors": label_errors,
+    "unique_information": unique_information,
+    "summarize": summarize,
+    "training_time": training_time,
 }
 
 

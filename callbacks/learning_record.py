@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lqf_lightning.data import ImageDataModule, Manifest
 from lqf_lightning.data.sample_ledger import SampleColumns
+from lqf_lightning.data.table_file import write_table
 from lqf_lightning.data.thumbnails import load_thumbnails
 from lqf_lightning.information.sample_outcomes import OUTCOMES
 
@@ -48,7 +49,7 @@ class LearningRecord:
         folder = Path(self.trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         table = tabulate_learning(data.manifest, scores)
-        table.to_parquet(folder / _FILE, index=False)
+        write_table(table, folder / _FILE)
         save_picture(self.trainer, draw_learning(table), "learning_speed")
         ordered = table[table["epochs"] > 0].sort_values(_ORDER, kind="stable")
         for name, shown in (("hardest", ordered.head(self.top)), ("easiest", ordered.iloc[::-1].head(self.top))):
@@ -98,7 +99,7 @@ def write_epoch(trainer: Trainer, epoch: int, columns: SampleColumns) -> None:
     table = pd.DataFrame({"index": seen.numpy(), "epoch": epoch})
     for name in OUTCOMES:
         table[name] = columns[name][seen].numpy()
-    table.to_parquet(folder / f"epoch_{epoch:04d}.parquet", index=False)
+    write_table(table, folder / f"epoch_{epoch:04d}.parquet")
 
 
 @rank_zero_only

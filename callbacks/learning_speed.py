@@ -29,12 +29,12 @@ class LearningSpeed(Callback):
         top: How many of the hardest and of the easiest samples are shown.
 
     Raises:
-        ValueError: `top` is below 1.
+        ValueError: `top` is below 1, or not whole.
     """
 
     def __init__(self, evaluate: bool = False, per_epoch: bool = False, top: int = 24) -> None:
-        if top < 1:
-            raise ValueError(f"`top` must be at least 1, got {top}. Set callbacks.learning_speed.top=24")
+        if not isinstance(top, int) or top < 1:
+            raise ValueError(f"`top` must be whole and at least 1, got {top}. Set callbacks.learning_speed.top=24")
         self.evaluate, self.per_epoch, self.top = evaluate, per_epoch, top
         self._history = LearningHistory(0)
         self._ledger = SampleLedger(0, OUTCOMES)

@@ -15,6 +15,7 @@ _USUAL = {
     "sigma": "1", "temperature": "1", "learning_rate": "null", "top": "16", "memory_gib": "4", "combinations": "4",
     "chunk_size": "null",
 }  # fmt: skip
+_WHOLE = ("top", "combinations", "chunk_size")
 
 
 def refuse_options(time: Any, kernel: str, groups: str | None, **numbers: float | None) -> None:
@@ -24,7 +25,7 @@ def refuse_options(time: Any, kernel: str, groups: str | None, **numbers: float 
         time: When training ends.
         kernel: Its form.
         groups: What is removed together.
-        **numbers: Options that must be positive where they are given.
+        **numbers: Options that must be positive where they are given, some of them whole.
 
     Raises:
         ValueError: An option is out of range.
@@ -35,6 +36,8 @@ def refuse_options(time: Any, kernel: str, groups: str | None, **numbers: float 
     if kernel not in ("auto", "full", "trace", "last_layer"):
         raise ValueError(f"`kernel` must be auto, full, trace or last_layer, got {kernel!r}. Set {_NAME}.kernel=auto")
     for name, value in numbers.items():
+        if name in _WHOLE and value is not None and not isinstance(value, int):
+            raise ValueError(f"`{name}` must be a whole number, got {value}. Set {_NAME}.{name}={_USUAL[name]}")
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"`{name}` must be positive and finite, got {value}. Set {_NAME}.{name}={_USUAL[name]}")
     if groups is not None and groups != "class":

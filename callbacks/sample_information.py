@@ -39,7 +39,9 @@ class SampleInformation(Callback, LooksBack):
     Args:
         time: "optimum": training has converged; a number: it stops when learning rate times steps, in the mean form of
             the loss, have reached it; "auto": the optimum for `lqf`; for `finetune` the learning rates of the run if it
-            takes SGD, else the time that leave-one-out prefers.
+            takes SGD (momentum at its final effect; decay and `method.group_lr` left out), else the time that
+            leave-one-out prefers. At a finite time the bias of the head is trained like other weights for `finetune`,
+            and is at its optimum throughout for `lqf`.
         kernel: "full" (exact), "trace" or "last_layer" (which rank samples roughly, and cost less), or "auto": exact
             up to 20,000 samples times classes, at a finite time 2,000, else the trace.
         combinations: Random combinations of outputs that stand for all in a trace; None: all outputs.
@@ -128,16 +130,11 @@ class SampleInformation(Callback, LooksBack):
         kept = folder / "sample_information_kernel"  # finished parts, for a run that is killed and started again
         twin = isinstance(method, LQF)
         finite = self.time != "optimum" and (self.time != "auto" or not twin)
-        run = problem_of_run(
+        run = self._problem(
             method,
-            form=self.kernel,
-            combinations=self.combinations,
             largest=_LARGEST_IN_TIME if finite else _LARGEST,
-            memory_gib=self.memory_gib,
-            chunk_size=self.chunk_size,
             folder=kept,
-            validation=self.validation,
-            start=self.start,
+            intercept=not finite,  # a run that stops early has not brought the bias of its head to the optimum either
         )
         time = self._time(method, run) if finite else None
         scores = score_samples(
@@ -183,6 +180,27 @@ class SampleInformation(Callback, LooksBack):
         """Take it back: a resumed run does not score again."""
         self.written = bool(state_dict["written"])
 
+    def _problem(self, method: Method, *, folder: Path, **options: Any) -> RunProblem:
+        try:
+            return problem_of_run(
+                method,
+                form=self.kernel,
+                combinations=self.combinations,
+                memory_gib=self.memory_gib,
+                chunk_size=self.chunk_size,
+                folder=folder,
+                validation=self.validation,
+                start=self.start,
+                **options,
+            )
+        except ValueError as error:
+            if "which is another kernel" not in str(error):
+                raise
+            raise ValueError(
+                f"{folder} holds parts of the kernel of another run, killed before it was complete: its samples, "
+                "weights or options were others. Remove the folder, or set hydra.run.dir to a new one"
+            ) from error
+
     def _time(self, method: Method, run: RunProblem) -> float:
         if not isinstance(self.time, str):
             return float(self.time)
@@ -193,6 +211,8 @@ class SampleInformation(Callback, LooksBack):
             log.info("time=%.4g: one over the ridge of the best leave-one-out accuracy", time)
         else:
             log.info("time=%.4g: learning rates times steps of the run", time)
+            if method.group_lr:
+                log.warning("method.group_lr=%s is left out: all layers are taken at the same rate", method.group_lr)
         return time
 
 

@@ -80,12 +80,12 @@ def draw_by_class(table: pd.DataFrame, *, by: str, settings: str) -> Figure:
     Returns:
         A figure of a box per class, the class of the highest median on top; of many classes the 30 highest.
     """
-    medians = table.groupby("label")[by].median().sort_values(ascending=False)
+    medians = table.groupby("class")[by].median().sort_values(ascending=False)
     names = medians.index[:_CLASSES].tolist()[::-1]
     figure = Figure(figsize=(7, 1.4 + 0.28 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.boxplot(
-        [table.loc[table["label"] == name, by] for name in names], orientation="horizontal", widths=0.6,
+        [table.loc[table["class"] == name, by] for name in names], orientation="horizontal", widths=0.6,
         flierprops={"markersize": 3}, medianprops={"color": "C3"},
     )  # fmt: skip
     axes.set_yticks(range(1, len(names) + 1), [shorten(name) for name in names], parse_math=False)
@@ -107,8 +107,8 @@ def _fill(panels: Iterable[Axes], rows: pd.DataFrame, images: Sequence[Image.Ima
         axes.set_axis_off()
     for axes, image, (_, row) in zip(panels, images, rows.iterrows(), strict=False):
         axes.imshow(image, cmap="gray" if image.mode == "L" else None)
-        wrong = row["proposed"] != row["label"]
-        axes.set_title(shorten(row["label"]), fontsize=7, color="C3" if wrong else "black", parse_math=False)
+        wrong = row["proposed"] != row["class"]
+        axes.set_title(shorten(row["class"]), fontsize=7, color="C3" if wrong else "black", parse_math=False)
         said = shorten(row["proposed"]) if wrong else ""
         score = "" if by is None else f"{row[by]:.3g}"
         axes.set_xlabel("\n".join(part for part in (score, said) if part), fontsize=7, parse_math=False)

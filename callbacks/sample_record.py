@@ -1,6 +1,5 @@
 """What remains of the scores of samples: a table, pictures, and W&B's tables."""
 
-import json
 import logging
 import sys
 from dataclasses import dataclass
@@ -8,8 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import WandbLogger
@@ -19,6 +16,7 @@ from torchmetrics.functional.classification import binary_auroc
 
 from lqf_lightning.analysis import SampleScores
 from lqf_lightning.data import ImageDataModule, Manifest
+from lqf_lightning.data.table_file import read_notes, write_table
 from lqf_lightning.data.thumbnails import load_thumbnails
 
 from .pictures import save_picture
@@ -26,8 +24,9 @@ from .sample_pictures import draw_by_class, draw_ends, draw_suspects
 
 log = logging.getLogger(__name__)
 FILE = "sample_information.parquet"
-_KEY = b"sample_information"
+_KEY = "sample_information"
 _INFLUENCE = "local_influence"
+_CLASSES = 30  # that get a histogram of their own
 
 
 @dataclass(frozen=True)
@@ -62,11 +61,12 @@ class SampleRecord:
             return
         table = tabulate_scores(scores, self.data.manifest)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(table, scores.settings, self.folder / FILE)
+        write_table(table, self.folder / FILE, {_KEY: scores.settings})
         shown = self._show(table, scores.settings)
         self._tell_known_errors(table)
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
+                by = ranking(table)
                 wandb = sys.modules[type(logger.experiment).__module__.partition(".")[0]]  # the logger's own library
                 for name, (rows, images) in shown.items():
                     kept = rows.drop(columns="leave_one_out")
@@ -74,12 +74,18 @@ class SampleRecord:
                         [wandb.Image(image), *row] for image, row in zip(images, kept.to_numpy().tolist(), strict=True)
                     ]
                     logger.log_table(f"sample_information/{name}", ["image", *kept], content)
-                logger.log_table("sample_information/by_class", dataframe=summarize_classes(table))
+                summary = summarize_classes(table)
+                logger.log_table("sample_information/by_class", dataframe=summary)
+                values = {name: rows[by].tolist() for name, rows in table.groupby("class")}
+                logger.experiment.log({
+                    f"sample_information/histogram/{name}": wandb.Histogram(values[name])
+                    for name in summary["class"].head(_CLASSES)
+                })  # fmt: skip
 
     def _show(self, table: pd.DataFrame, settings: dict[str, Any]) -> dict[str, tuple[pd.DataFrame, list[Image.Image]]]:
         number = min(self.top, len(table) // 2) or 1
         ordered = table.sort_values(ranking(table), ascending=False, kind="stable")
-        suspects = table[table["label"] != table["proposed"]].sort_values("suspicion_rank")
+        suspects = table[table["class"] != table["proposed"]].sort_values("suspicion_rank")
         chosen = {
             "most_informative": ordered.head(number), "least_informative": ordered.tail(number)[::-1],
             "label_suspects": suspects.head(2 * number),
@@ -102,7 +108,8 @@ class SampleRecord:
         wrong = (known["label"] != known["true_label"]).to_numpy()
         if not 0 < wrong.sum() < len(wrong):
             return
-        area = float(binary_auroc(torch.tensor(table["suspicion"].to_numpy()), torch.tensor(wrong)))
+        place = 1 - torch.tensor(table["suspicion_rank"].to_numpy()) / len(table)  # in [0, 1), and so taken as it is
+        area = float(binary_auroc(place, torch.tensor(wrong)))
         log.info("%d labels are known to be wrong; area under the ROC curve of the suspicion: %.3f", wrong.sum(), area)
         for logger in self.trainer.loggers:
             logger.log_metrics({"train/label_error_auc": area})
@@ -115,7 +122,7 @@ class SampleRecord:
         """
         if not self.trainer.is_global_zero:
             return
-        groups.to_parquet(self.folder / "sample_information_groups.parquet", index=False)
+        write_table(groups, self.folder / "sample_information_groups.parquet")
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_table("sample_information/groups", dataframe=groups)
@@ -129,13 +136,16 @@ class SampleRecord:
         """
         if not self.trainer.is_global_zero:
             return
-        found = pd.DataFrame({"index": index.tolist(), _INFLUENCE: influence.tolist()})
+        found = self.data.manifest.table.loc[index.tolist(), ["index", "path", "label", "class"]]
+        found = found.assign(**{_INFLUENCE: influence.tolist()}).reset_index(drop=True)
         file = self.folder / FILE
         settings: dict[str, Any] = {}
         if file.exists():
             known, settings = read_scores(file)
-            found = known.drop(columns=_INFLUENCE, errors="ignore").merge(found, on="index", how="left")
-        _write(found, settings, file)
+            found = known.drop(columns=_INFLUENCE, errors="ignore").merge(
+                found[["index", _INFLUENCE]], on="index", how="left"
+            )
+        write_table(found, file, {_KEY: settings})
 
 
 def tabulate_scores(scores: SampleScores, manifest: Manifest) -> pd.DataFrame:
@@ -146,18 +156,22 @@ def tabulate_scores(scores: SampleScores, manifest: Manifest) -> pd.DataFrame:
         manifest: The samples of the run.
 
     Returns:
-        `index`, `path`, `label` (class name), `proposed` (the class that the model without the sample gives it),
-        `suspicion` (how far the given class is behind), `suspicion_rank` (from 1), `residual` (norm of the
+        `index`, `path`, `label`, `class` (its name), `proposed` (the class that the model without the sample gives it),
+        `suspicion` (nats that the given label costs by that model), `suspicion_rank` (from 1, equals by `margin`),
+        `margin` (how far the given class is behind the best other one), `residual` (norm of the
         leave-one-out residual), `memorization`, `weight_information`, `function_information`, `leverage`,
         `langevin_information`, `steady_state_information` (missing where they do not exist), and `leave_one_out`, the
         outputs of the model without the sample.
     """
     index, suspects = scores.index.tolist(), scores.suspects
-    table = manifest.table.loc[index, ["index", "path"]].reset_index(drop=True)
-    table["label"] = manifest.table.loc[index, "class"].to_numpy()
+    table = manifest.table.loc[index, ["index", "path", "label", "class"]].reset_index(drop=True)
     table["proposed"] = [manifest.classes[position] for position in suspects.proposed.tolist()]
-    table["suspicion"] = suspects.suspicion.tolist()
-    table["suspicion_rank"] = table["suspicion"].rank(ascending=False, method="first").astype("int64")
+    table["suspicion"] = (suspects.suspicion + 0.0).tolist()  # no minus zeros
+    table["suspicion_rank"] = 0
+    table["margin"] = suspects.margin.tolist()
+    # Where no temperature beats guessing, or all labels are right by far, suspicions are equal and margins are not.
+    order = table.sort_values(["suspicion", "margin"], ascending=False, kind="stable").index
+    table.loc[order, "suspicion_rank"] = range(1, len(table) + 1)
     table["residual"] = scores.residual.norm(dim=1).tolist()
     table["memorization"] = scores.memorization.tolist()
     for name in (
@@ -192,7 +206,7 @@ def summarize_classes(table: pd.DataFrame) -> pd.DataFrame:
         A row per class, the most informative first: number of samples, mean, median and total information, and how
         many labels are contradicted.
     """
-    grouped = table.assign(contradicted=table["label"] != table["proposed"]).groupby("label")
+    grouped = table.assign(contradicted=table["class"] != table["proposed"]).groupby("class")
     values = grouped[ranking(table)]
     summary = pd.DataFrame({
         "samples": values.size(), "mean": values.mean(), "median": values.median(), "total": values.sum(),
@@ -211,6 +225,7 @@ def describe(settings: dict[str, Any]) -> str:
         Words for a picture.
     """
     kind = "exact" if settings["exact"] else f"surrogate: {settings['kernel']} kernel"
+    kind = f"linear model of the run, {kind}" if settings["twin"] else kind
     end = "at the optimum" if settings["time"] is None else f"at time {settings['time']:.3g}"
     return f"{kind}, {end}, ridge {settings['ridge']:.3g}, sigma {settings['sigma']:g}"
 
@@ -224,13 +239,4 @@ def read_scores(file: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     Returns:
         The table, and what its scores depend on.
     """
-    table = pq.read_table(file)
-    return table.to_pandas(), json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
-
-
-def _write(table: pd.DataFrame, settings: dict[str, Any], file: Path) -> None:
-    content = pa.Table.from_pandas(table, preserve_index=False)
-    metadata = {**(content.schema.metadata or {}), _KEY: json.dumps(settings).encode()}
-    partial = file.with_name(file.name + ".partial")
-    pq.write_table(content.replace_schema_metadata(metadata), partial)
-    partial.replace(file)
+    return pd.read_parquet(file), read_notes(file, _KEY) or {}

@@ -18,6 +18,7 @@ from lqf_lightning.analysis.training_time_report import compare_with, median_err
 from lqf_lightning.linear import current_reducer
 from lqf_lightning.linear.training_time import FRACTIONS, refuse_fractions
 from lqf_lightning.methods import LQF, Method
+from lqf_lightning.methods.schedule import scheduled_steps
 
 from .pictures import save_picture
 
@@ -80,9 +81,13 @@ class TrainingTime(Callback):
         """Predict the run, unless a resumed one has its prediction.
 
         Raises:
-            ValueError: The run is resumed without one.
+            ValueError: The run is resumed without one, or with other steps.
         """
         if self.report:
+            self._refuse_other_steps(trainer)
+            # What a checkpoint held lies on the processor.
+            self._measured = [loss.to(pl_module.device) for loss in self._measured]
+            self._numbers = [number.to(pl_module.device) for number in self._numbers]
             return
         if trainer.global_step:
             raise ValueError(
@@ -105,6 +110,16 @@ class TrainingTime(Callback):
         }  # fmt: skip
         self._tell_divergence(method, initial)
         self._show(trainer)
+
+    def _refuse_other_steps(self, trainer: Trainer) -> None:
+        # Learning rates are those of the checkpoint anyhow.
+        now = {"steps": scheduled_steps(trainer), "steps_per_epoch": int(trainer.num_training_batches)}
+        told = {name: self.report[name] for name in now}
+        if now != told:
+            raise ValueError(
+                f"training time has been predicted for {told}, and the resumed run has {now}. Set trainer.max_epochs "
+                "and data.batch_size as they were, or leave the callback training_time out"
+            )
 
     def _tell_divergence(self, method: Method, initial: float) -> None:
         final = self.report["final_loss"]

@@ -97,7 +97,7 @@ class UsableInformation(Callback):
             )
         if unknown := [name for name in self.groups or () if name not in network.groups]:
             raise ValueError(_wrong("groups", unknown, f"some of {list(network.groups)}", "null"))
-        if self.report_on == "val" and not (len(data.val_dataloader()) and trainer.limit_val_batches):
+        if self.report_on == "val" and not _validates(trainer):
             raise ValueError(
                 "usable information is judged on validation images, and there are none. Set data.val_fraction=0.1 and "
                 "trainer.limit_val_batches=1.0, or callbacks.usable_information.report_on=train"
@@ -112,15 +112,24 @@ class UsableInformation(Callback):
             self.variables.check(data.manifest, ("train", "val") if self.report_on == "val" else ("train",))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where training begins; a resumed run knows."""
+        """Note where training begins, or goes on without a table."""
         if not self.rows:
-            self._report(trainer, pl_module, 0)
+            self._report(trainer, pl_module, trainer.current_epoch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report beside the method's own accuracy."""
+        if not trainer.sanity_checking:
+            self._report_if_due(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report after epochs of a run that validates nothing."""
+        if not _validates(trainer):
+            self._report_if_due(trainer, pl_module)
+
+    def _report_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         due = epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs
-        if trainer.sanity_checking or not (due or trainer.state.fn != TrainerFn.FITTING):
+        if trainer.state.fn == TrainerFn.FITTING and not due:
             return
         for row in self._report(trainer, pl_module, epoch):
             if row["decoder"] == self.decoders[0]:
@@ -145,7 +154,9 @@ class UsableInformation(Callback):
         return fresh
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the whole picture in the trackers, whatever ended the training."""
+        """Report the last epoch, whatever ended the training, and show the whole picture in the trackers."""
+        if self.rows[-1]["epoch"] < trainer.current_epoch:
+            self._report(trainer, pl_module, trainer.current_epoch)
         self._write(trainer, upload=True)
 
     def _write(self, trainer: Trainer, *, upload: bool) -> None:
@@ -226,6 +237,10 @@ def _gather(seen: list[Any], groups: list[str], device: torch.device) -> Samples
 def _data_and_method(trainer: Trainer, module: LightningModule) -> tuple[ImageDataModule, Method]:
     # Lightning sets `datamodule` at run time and does not declare it.
     return cast(ImageDataModule, trainer.datamodule), cast(Method, module)  # type: ignore[attr-defined]
+
+
+def _validates(trainer: Trainer) -> bool:
+    return bool(len(cast(Any, trainer).datamodule.val_dataloader()) and trainer.limit_val_batches)
 
 
 def _wrong(name: str, value: object, expected: str, usual: object) -> str:

@@ -40,6 +40,7 @@ class Curator(Callback):
 
     Attributes:
         done: Whether it has.
+        report: What was found, in the processes that have looked.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Curator(Callback):
     ) -> None:
         self.request, self.start, self.options, self.used, self.note = request, start, options, used, note
         self.done = False
+        self.report: dict[str, Any] = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Curate."""
@@ -70,6 +72,7 @@ class Curator(Callback):
         core = None if self.used is None else torch.isin(problem.table.index, self.used.to(problem.table.index))
         found = curate_problem(problem, data.manifest, self.request, core)
         found.report["request"] = self.note
+        self.report = found.report
         if trainer.is_global_zero:
             write_curation(found, Path(trainer.default_root_dir), data)
 
@@ -85,7 +88,8 @@ def curate(config: DictConfig) -> dict[str, Any]:
         ``weights.parquet``, which `data.subset` and `data.weights` take as they are.
 
     Raises:
-        ValueError: An option is out of range, or the run has neither validation nor test images.
+        ValueError: An option is out of range, the run has neither validation nor test images, or lacks those that the
+            task goes by.
     """
     asked = _asked(config)
     request = Request(**{**asked, "baselines": tuple(asked["baselines"])})
@@ -97,18 +101,49 @@ def curate(config: DictConfig) -> dict[str, Any]:
     run, data, method = open_run(config, checkpoint, folder)
     validates = len(data.val_dataloader()) > 0
     if not validates and not len(data.test_dataloader()):
-        raise ValueError("a checkpoint is opened on evaluation images, and there are none. Set +data.val_fraction=0.1")
+        raise ValueError(
+            "a checkpoint is opened on evaluation images, and the run has none. Add a folder val or test to "
+            "data.source.root, or train the run anew with data.val_fraction=0.1"
+        )
+    used = _used(checkpoint) if extends else None
+    refuse_sources(request, validates, data.manifest, used)
     trainer = build_trainer(run, folder, data.classes)
     options = {"form": config.kernel, "memory_gib": config.memory_gib}
     note = {"checkpoint": str(checkpoint), **asked}
-    used = _used(checkpoint) if extends else None
     curator = Curator(request, copy.deepcopy(method.backbone), options, used, note)
     cast(Any, trainer).callbacks.append(curator)  # Lightning does not declare them
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # none of them is needed
     check = trainer.validate if validates else trainer.test
     check(method, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
-    report: dict[str, Any] = json.loads((folder / "curation.json").read_text())
+    if curator.report:  # a file that the first process writes may not be there yet
+        return curator.report
+    report: dict[str, Any] = json.loads((folder / "curation.json").read_text())  # of processes that have ended
     return report
+
+
+def refuse_sources(request: Request, validates: bool, manifest: Manifest, used: torch.Tensor | None) -> None:
+    """Check that a run has the samples that a task goes by, before anything is computed.
+
+    Args:
+        request: What to do.
+        validates: Whether there are validation images.
+        manifest: All samples that take part.
+        used: For "extend", indices of the samples that the run was trained on (k,).
+
+    Raises:
+        ValueError: There are no validation images, or there is no pool.
+    """
+    if request.task != "summarize" and request.by == "validation" and not validates:
+        raise ValueError(
+            "there are no validation samples to go by. Set by=leave_one_out, or train the run anew with "
+            "data.val_fraction=0.1"
+        )
+    samples = len(manifest.rows("train"))
+    if used is not None and len(used) == samples:
+        raise ValueError(
+            f"there is no pool: the run trains on {samples} of {samples} samples. Extend a run with data.subset, "
+            "data.shots or data.subset_ratio below 1"
+        )
 
 
 def write_curation(found: Curation, folder: Path, data: ImageDataModule) -> None:

@@ -45,16 +45,18 @@ def open_run(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[DictCo
 
 
 def steps_taken(checkpoint: Path) -> int:
-    """Count the optimizer steps of the run that wrote a checkpoint.
+    """Count the optimizer steps of the run that wrote a checkpoint, as far as it has come.
 
     Args:
         checkpoint: In the ``checkpoints`` folder of the run.
 
     Returns:
-        Those of its newest checkpoint.
+        Those of ``last.ckpt`` beside it if there is one, or of the checkpoint itself if it has more.
     """
     steps = []
-    for file in checkpoint.parent.glob("*.ckpt"):
+    for file in {checkpoint, checkpoint.with_name("last.ckpt")}:
+        if not file.is_file():
+            continue
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         steps.append(int(content["global_step"]))
     return max(steps)

@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lqf_lightning.data.table_file import write_table
 from lqf_lightning.information.memorization import (
     Memorization,
     influence,
@@ -41,9 +42,9 @@ def reduce_runs(folder: Path, output: Path, *, threshold: float | None = None, t
     found = memorization(runs.mask, runs.correct)
     table = tabulate_memorization(runs.train, found, threshold)
     output.mkdir(parents=True, exist_ok=True)
-    table.to_parquet(output / "memorization.parquet", index=False)
+    write_table(table, output / "memorization.parquet")
     rows = np.flatnonzero(table["memorized"]) if threshold is not None else np.arange(len(table))
-    strongest_pairs(runs, rows, top).to_parquet(output / "influence.parquet", index=False)
+    write_table(strongest_pairs(runs, rows, top), output / "influence.parquet")
     report = _report(runs, table, threshold)
     write_json(output / "memorization.json", report)
     pictures = output / "pictures"
@@ -119,7 +120,7 @@ def draw_memorization(table: pd.DataFrame, report: Mapping[str, Any]) -> Figure:
     left, right = figure.subplots(1, 2)
     noise = report["worst_standard_error"]
     left.hist(table["memorization"].dropna(), bins=np.linspace(-1, 1, 41))
-    left.axvspan(-noise, noise, color="C3", alpha=0.15, label=f"noise: one standard error, at most {noise:.3f}")
+    left.axvspan(-noise, noise, color="C3", alpha=0.15, label=f"noise: one standard error, up to about {noise:.3f}")
     left.set(xlabel="memorization", ylabel="training samples", yscale="log")
     left.legend(fontsize="small")
     right.scatter(table["c_score"], table["accuracy_in"], s=6, alpha=0.3)

@@ -64,7 +64,9 @@ def read_runs(folder: Path) -> SubsetRuns:
         raise ValueError(
             f"{paths[0]} is the only run below {folder}, and memorization compares runs. Train more of them"
         )
-    unfinished = len({path.parent for path in folder.rglob("config.yaml") if ".hydra" not in path.parts} - set(paths))
+    others = {".hydra", "wandb"}  # which keep files of this name of their own
+    started = {path.parent for path in folder.rglob("config.yaml") if not others & {*path.relative_to(folder).parts}}
+    unfinished = len(started - set(paths))
     if unfinished:
         log.warning("%d runs below %s have no %s: they are left out", unfinished, folder, RUN_FILE)
     ratio = _refuse_other_configs(paths)
@@ -72,10 +74,10 @@ def read_runs(folder: Path) -> SubsetRuns:
     known = first.table[~first.table["removed"]]
     train = known[(known["split"] == "train") & known["labeled"]].reset_index(drop=True)
     split = "test" if (known["split"] == "test").any() else "val"
-    others = known[known["split"] == split].reset_index(drop=True)
-    parts = [_read(path, paths[0], first, train, others) for path in track(paths, "reading runs", len(paths))]
+    asked = known[known["split"] == split].reset_index(drop=True)
+    parts = [_read(path, paths[0], first, train, asked) for path in track(paths, "reading runs", len(paths))]
     mask, correct, correct_other = (torch.stack(entries) for entries in zip(*parts, strict=True))
-    return SubsetRuns(train, others, ratio, mask, correct, correct_other)
+    return SubsetRuns(train, asked, ratio, mask, correct, correct_other)
 
 
 def _refuse_other_configs(paths: list[Path]) -> float:

@@ -1,10 +1,11 @@
 """`lqf-predict`: how many steps and seconds a training would take, without training."""
 
+import json
 import logging
 import math
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import hydra
 import torch
@@ -17,7 +18,7 @@ from rich.table import Table
 from lqf_lightning._instantiate import instantiate
 from lqf_lightning._launch import in_sweep, is_many_processes, one_job, run_in_own_process
 from lqf_lightning.analysis.predictable import refuse_unpredictable, tell_what_is_not_modeled
-from lqf_lightning.analysis.training_forecast import forecast_training
+from lqf_lightning.analysis.training_forecast import ForecastKernel, forecast_training
 from lqf_lightning.analysis.training_time_picture import draw_training_time
 from lqf_lightning.analysis.training_time_report import threshold_rows, write_report
 from lqf_lightning.linear.training_time import extrapolated_times, refuse_fractions, training_times
@@ -40,24 +41,27 @@ def predict(config: DictConfig) -> dict[str, Any]:
 
     Returns:
         The report, as written to ``training_time.json``.
+
+    Raises:
+        ValueError: The kernel has another name.
     """
     refuse_fractions(config.thresholds)
+    if config.kernel not in get_args(ForecastKernel):
+        raise ValueError(f"`kernel` must be one of {get_args(ForecastKernel)}, got {config.kernel!r}. Set kernel=auto")
     make_paths_absolute(config)
     folder = Path(config.paths.output_dir)
     samples, epoch = _shorten(config)
     data, method = build_method(config)
     write_start(folder, config)
     trainer = build_trainer(config, folder, data.classes)
-    forecaster = Forecaster(config, samples, epoch)
+    forecaster = Forecaster(config, samples, epoch, folder)
     cast(Any, trainer).callbacks.append(forecaster)  # Lightning does not declare them
     trainer.fit(method, datamodule=data)
-    if trainer.is_global_zero:
-        write_report(folder / "training_time.json", forecaster.report)
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        rows, title = forecaster.report["thresholds"], "predicted by a linear model"
-        picture = draw_training_time(forecaster.losses, rows, forecaster.report["steps_per_epoch"], None, title)
-        picture.savefig(folder / "pictures" / "training_time.png", dpi=120)
-    return forecaster.report
+    if forecaster.report:
+        return forecaster.report
+    # Processes that have ended by now found it out.
+    report: dict[str, Any] = json.loads((folder / "training_time.json").read_text())
+    return report | {"final_loss": math.nan if report["final_loss"] is None else report["final_loss"]}
 
 
 class Forecaster(Callback):
@@ -67,14 +71,15 @@ class Forecaster(Callback):
         config: The composed configuration.
         samples: Number of training samples, of which the data module may have a part.
         epoch: Steps of an epoch over all of them; None: as the trainer has them.
+        folder: The run folder, for ``training_time.json`` and its picture.
 
     Attributes:
         report: Steps, epochs and seconds to every threshold, from the start of training on.
         losses: Predicted loss of the batch of every step (T,).
     """
 
-    def __init__(self, config: DictConfig, samples: int, epoch: int | None) -> None:
-        self.config, self.samples, self.epoch = config, samples, epoch
+    def __init__(self, config: DictConfig, samples: int, epoch: int | None, folder: Path) -> None:
+        self.config, self.samples, self.epoch, self.folder = config, samples, epoch, folder
         self.report: dict[str, Any] = {}
         self.losses = torch.zeros(0)
 
@@ -94,8 +99,9 @@ class Forecaster(Callback):
         self.losses, initial = curve.batch_loss.cpu(), float(curve.loss[0])
         epoch = self.epoch or forecast.epoch
         if len(forecast.initial) < self.samples:
-            half = forecast.half().curve().batch_loss.cpu()
-            times = extrapolated_times(self.losses, half, fractions, window=epoch)
+            half = forecast.half().curve()
+            starts = (initial, float(half.loss[0]))
+            times = extrapolated_times(self.losses, half.batch_loss.cpu(), fractions, window=epoch, initial=starts)
         else:
             times = training_times(self.losses, fractions, window=epoch, initial=initial)
         spent = {"kernel": forecast.seconds, "prediction": time.monotonic() - started}
@@ -109,7 +115,16 @@ class Forecaster(Callback):
         }  # fmt: skip
         if not math.isfinite(self.report["final_loss"]):
             log.warning("training is predicted to diverge. Set method.optimizer.lr lower")
+        if trainer.is_global_zero:
+            self._write()
         trainer.should_stop = True
+
+    def _write(self) -> None:
+        write_report(self.folder / "training_time.json", self.report)
+        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
+        rows, title = self.report["thresholds"], "predicted by a linear model"
+        picture = draw_training_time(self.losses, rows, self.report["steps_per_epoch"], None, title)
+        picture.savefig(self.folder / "pictures" / "training_time.png", dpi=120)
 
 
 def seconds_per_step(method: Method) -> float:
@@ -153,6 +168,17 @@ def _shorten(config: DictConfig) -> tuple[int, int | None]:
         return samples, None
     if wanted < 2:
         raise ValueError(f"`max_samples` must be null (all) or at least 2, got {wanted}. Set max_samples=200")
+    for name in ("subset", "shots"):
+        if (chosen := config.data.get(name)) is not None:
+            raise ValueError(
+                f"max_samples={wanted} draws training images, and data.{name}={chosen} chooses them. Set "
+                f"max_samples=null, or data.{name}=null"
+            )
+    if (limit := config.trainer.get("limit_train_batches")) not in (None, 1.0):
+        raise ValueError(
+            f"a subset takes whole epochs, got max_samples={wanted} and trainer.limit_train_batches={limit}. Set "
+            "max_samples=null, or trainer.limit_train_batches=1.0"
+        )
     epochs, most = config.trainer.get("max_epochs"), config.trainer.get("max_steps") or -1
     size = data.batch_size
     epoch = max(1, samples // size if data.drop_last else math.ceil(samples / size))

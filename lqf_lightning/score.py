@@ -30,13 +30,18 @@ def score(config: DictConfig) -> Path:
         The folder that holds the results.
 
     Raises:
-        ValueError: Neither a checkpoint nor a folder of runs is given, or both.
+        ValueError: Neither a checkpoint nor a folder of runs is given, or both, or a threshold without runs.
     """
     folder = Path(config.paths.output_dir)
     if (config.checkpoint is None) == (config.runs is None):
         raise ValueError(
             f"got checkpoint={config.checkpoint} and runs={config.runs}, expected one of them. Set "
             "checkpoint=RUN/checkpoints/last.ckpt, or runs=multirun/DATE"
+        )
+    if config.threshold is not None and config.runs is None:
+        raise ValueError(
+            f"got threshold={config.threshold}, which is of memorization over runs, and no runs. Set threshold=null, "
+            "or runs=multirun/DATE in place of the checkpoint"
         )
     if config.runs is not None:
         report = reduce_runs(Path(config.runs).absolute(), folder, threshold=config.threshold)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from lqf_lightning.curate import curate
-from tiny import compose, run_tiny
+from tiny import compose, run_tiny, write_shapes
 
 PROBE = [
     "method=lqf", "method.solver=kernel", "method.layers=[head]", "method.ridge=0.1", "callbacks=[]",
@@ -75,6 +75,7 @@ def test_a_run_is_extended_by_what_it_left_out(run, tmp_path, folder_of_shapes):
     assert 1 <= report["added"] == len(added) <= 4
     assert sorted([*core, *added["index"]]) == subset["index"].tolist()
     assert report["losses"][-1] < report["losses"][0]
+    assert report["ridge"] == pytest.approx(0.1 * 15)  # that of the training set, not of the pool besides
     manifest, _ = retrain(tmp_path, folder_of_shapes, f"data.subset={tmp_path}/out/subset.parquet")
     assert manifest.loc[manifest["used"] & (manifest["split"] == "train"), "index"].tolist() == subset["index"].tolist()
 
@@ -136,7 +137,48 @@ def test_options_out_of_range_are_refused_before_anything_is_loaded(overrides, m
         curate(config)
 
 
-def test_a_run_that_left_nothing_out_has_no_pool(tmp_path, folder_of_shapes):
+@pytest.fixture
+def folder_without_validation(tmp_path):
+    write_shapes(tmp_path / "data" / "train", per_class=4, seed=0)
+    write_shapes(tmp_path / "data" / "test", per_class=2, seed=1)
+    return tmp_path / "data"
+
+
+def test_a_run_that_left_nothing_out_has_no_pool(tmp_path, folder_of_shapes, monkeypatch):
     run_tiny(tmp_path / "run", folder_of_shapes, *PROBE)
+    monkeypatch.setattr("lqf_lightning.curate.build_trainer", _not_yet)
     with pytest.raises(ValueError, match="there is no pool"):
         curated(tmp_path / "run", tmp_path / "out", "extend")
+
+
+def _not_yet(*_):
+    raise AssertionError("something is computed already")
+
+
+@pytest.mark.filterwarnings("ignore:.*across ranks is zero", "ignore:.*could not find the monitored key")
+def test_a_run_without_validation_images_is_told_so_before_anything_is_computed(
+    tmp_path, folder_without_validation, monkeypatch
+):
+    run_tiny(tmp_path / "run", folder_without_validation, *PROBE, "data.val_fraction=0")
+    monkeypatch.setattr("lqf_lightning.curate.build_trainer", _not_yet)
+    with pytest.raises(ValueError, match=r"Set by=leave_one_out") as refusal:
+        curated(tmp_path / "run", tmp_path / "out", "reweight", "by=validation")
+    assert "+data" not in str(refusal.value)  # samples keep their split
+    with pytest.raises(AssertionError, match="computed"):
+        curated(tmp_path / "run", tmp_path / "out", "reweight")
+
+
+def test_a_process_does_not_wait_for_the_files_of_the_first(run, tmp_path, monkeypatch):
+    """As in all processes but the first, which write nothing."""
+    monkeypatch.setattr("lqf_lightning.curate.write_curation", lambda *_: None)
+    config = compose(
+        f"checkpoint={run}/checkpoints/last.ckpt", f"paths.output_dir={tmp_path}", "task=detrimental",
+        "detrimental.share=0.2", "progress=none", "trainer.precision=64-true", name="curate",
+    )  # fmt: skip
+    assert curate(config)["detrimental"] == 3
+
+
+def test_what_no_run_would_take_is_not_written(run, tmp_path):
+    with pytest.raises(ValueError, match=r"Set detrimental\.share=0\.1"):
+        curated(run, tmp_path / "all", "detrimental", "detrimental.share=1.0")
+    assert not list(tmp_path.rglob("subset.parquet"))

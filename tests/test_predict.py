@@ -57,3 +57,45 @@ def test_what_cannot_be_told_is_refused(tmp_path, folder_of_shapes):
         foretell(tmp_path, folder_of_shapes, "method=lqf")
     with pytest.raises(ValueError, match="max_samples=200"):
         foretell(tmp_path, folder_of_shapes, *RUN, "max_samples=1")
+
+
+def test_processes_that_end_leave_their_report(tmp_path, folder_of_shapes):
+    ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_fork"]
+    alone = foretell(tmp_path / "1", folder_of_shapes, *RUN)
+    found = foretell(tmp_path / "2", folder_of_shapes, *RUN, *ranks, "trainer.precision=64-true")
+    for name in ("steps", "steps_per_epoch", "samples"):
+        assert found[name] == alone[name]
+    assert found["final_loss"] == pytest.approx(alone["final_loss"], rel=1e-9)
+    assert [row["predicted_steps"] for row in found["thresholds"]] == [
+        row["predicted_steps"] for row in alone["thresholds"]
+    ]
+
+
+def test_thresholds_of_a_subset_are_fractions_of_its_loss_before_training(tmp_path, folder_of_shapes, monkeypatch):
+    given = {}
+
+    def note(*curves, initial, **options):
+        given["initial"] = initial
+        return []
+
+    monkeypatch.setattr("lqf_lightning.predict.extrapolated_times", note)
+    report = foretell(tmp_path, folder_of_shapes, *RUN, "data.batch_size=2", "max_samples=12", "trainer.max_epochs=1")
+    assert given["initial"][0] == report["initial_loss"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.shots=5", r"data\.shots=null"),
+        ("data.subset=some.csv", r"data\.subset=null"),
+        ("+trainer.limit_train_batches=2", r"trainer\.limit_train_batches=1\.0"),
+        ("kernel=last_layer", "kernel=auto"),
+    ],
+)
+def test_a_subset_of_a_choice_is_refused_by_name(override, message, tmp_path, folder_of_shapes):
+    if "subset" in override:
+        named = tmp_path / "some.csv"
+        named.write_text("index\n" + "\n".join(map(str, range(24))))
+        override = f"data.subset={named}"
+    with pytest.raises(ValueError, match=message):
+        foretell(tmp_path, folder_of_shapes, *RUN, "max_samples=12", override)

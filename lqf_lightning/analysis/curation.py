@@ -21,6 +21,7 @@ _OPTIONS = {
     "summarize": ("keep", "order", "step", "baselines"), "reweight": ("steps", "length"),
     "extend": ("count", "batch"), "detrimental": ("threshold", "share"),
 }  # fmt: skip
+_NOTHING = 1e-9  # a loss that nothing can lower
 _PLACE = {name: f"{task}.{name}" for task, names in _OPTIONS.items() for name in names}  # in the configuration
 
 
@@ -126,9 +127,8 @@ def curate_problem(run: RunProblem, manifest: Manifest, request: Request, core: 
         found = _extend(run, samples, request, judged, core)
     else:
         found = _weigh(run, samples, request, judged)
-    found.report.update(
-        task=request.task, kernel=run.kernel.form, exact=run.exact, samples=len(samples), ridge=run.problem.ridge
-    )
+    found.report.update(task=request.task, kernel=run.kernel.form, exact=run.exact, twin=run.twin, samples=len(samples))
+    found.report.setdefault("ridge", run.problem.ridge)
     return found
 
 
@@ -180,9 +180,10 @@ def _weigh(run: RunProblem, samples: pd.DataFrame, request: Request, judged: Jud
     derivative = _derivative(request, judged)
     if request.task == "detrimental":
         value = derivative(run.factor())
+        _refuse_nothing([value.loss])
         worst = detrimental(value.gradient, threshold=request.threshold, share=request.share)
         table = samples.assign(value=value.gradient.tolist())
-        rest = samples.drop(index=worst.tolist())
+        _refuse_lost(samples, rest := samples.drop(index=worst.tolist()), "detrimental.share=0.1")
         return Curation(
             tables={"detrimental": table.iloc[worst.tolist()], "subset": rest[["index", "path"]]},
             report={"loss": value.loss, "detrimental": len(worst), "by_class": _counts(table.iloc[worst.tolist()])},
@@ -190,9 +191,10 @@ def _weigh(run: RunProblem, samples: pd.DataFrame, request: Request, judged: Jud
         )
     result = reweight(run.problem, run.kernel, derivative, run.scales, steps=request.steps, length=request.length)
     table = samples.assign(weight=result.weight.tolist())
+    _refuse_lost(samples, table[table["weight"] > 0], "reweight.length=0.1")
     return Curation(
         tables={"weights": table[["index", "path", "weight"]]},
-        report={"losses": result.losses, "steps_taken": len(result.losses) - 1,
+        report={"losses": _refuse_nothing(result.losses), "steps_taken": len(result.losses) - 1,
                 "zero_weights": int((result.weight == 0).sum()),
                 "weight_by_class": {str(k): float(v) for k, v in table.groupby("class")["weight"].sum().items()}},
         samples=samples.assign(value=result.weight.tolist(), derivative=result.derivative.tolist()),
@@ -219,10 +221,25 @@ def _extend(
     return Curation(
         tables={"subset": samples.iloc[together.tolist()][["index", "path"]], "added": added},
         report={"core": len(inside), "pool": len(pool), "added": len(added), "added_by_class": _counts(added),
-                "losses": result.losses},
+                "losses": _refuse_nothing(result.losses), "ridge": ridge},
         samples=samples.assign(value=result.derivative.tolist()),
         curves={"loss": ([float(size) for size in rounds], result.losses)},
     )  # fmt: skip
+
+
+def _refuse_nothing(losses: list[float]) -> list[float]:
+    if losses[0] < _NOTHING:
+        raise ValueError(
+            f"the held-out loss is {losses[0]:.2g}, nothing but rounding, and so is its derivative: held-out samples "
+            "are right at any confidence. Set loss=squared"
+        )
+    return losses
+
+
+def _refuse_lost(samples: pd.DataFrame, left: pd.DataFrame, advice: str) -> None:
+    lost = sorted(set(samples["class"]) - set(left["class"]))
+    if lost:
+        raise ValueError(f"no sample of {', '.join(lost)} would be left, and no run takes that. Set {advice}")
 
 
 def _derivative(request: Request, judged: Judged | None, judge: Tensor | None = None) -> Derivative:

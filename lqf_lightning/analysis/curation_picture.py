@@ -55,6 +55,7 @@ def draw_curation(found: Curation, lowest: Sequence[Image.Image], highest: Seque
     if len(found.curves) > 1:
         plots[1].legend()
     kind = "exact" if found.report["exact"] else f"{found.report['kernel']} kernel, a surrogate"
+    kind = f"linear model of the run, {kind}" if found.report["twin"] else kind
     figure.suptitle(f"{found.report['task']} ({kind})", fontsize="medium", parse_math=False)
     panels = bottom.subplots(2, max(_COLUMNS, len(lowest)), squeeze=False)
     for row, name, table, images in zip(panels, ("lowest", "highest"), ends_of(found), (lowest, highest), strict=True):

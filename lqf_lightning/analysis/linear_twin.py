@@ -11,7 +11,7 @@ from lqf_lightning.backbones import Backbone
 from lqf_lightning.methods import LQF, Finetune, Method
 
 
-def linear_twin(method: Method, start: Backbone | None = None) -> LQF:
+def linear_twin(method: Method, start: Backbone | None = None, *, intercept: bool = True) -> LQF:
     """An `lqf` method is its own twin; that of fine-tuning is the expansion of its network at the pre-trained weights.
 
     The twin of fine-tuning learns scaled one-hot targets by the squared loss, with the layers that train and
@@ -21,6 +21,8 @@ def linear_twin(method: Method, start: Backbone | None = None) -> LQF:
     Args:
         method: The method, attached to a trainer.
         start: The network as it was before training; None: as it is now.
+        intercept: Whether the bias of the head is free of penalty, and at its optimum whenever training stops; else it
+            is a weight like the others. It plays no part for `lqf`.
 
     Returns:
         The method itself, or a new one that is attached to the same trainer; its ridge is then to be chosen by
@@ -36,6 +38,7 @@ def linear_twin(method: Method, start: Backbone | None = None) -> LQF:
             optimizer=partial(torch.optim.SGD, lr=1.0),
             target_scale=float(method.hparams["target_scale"]),
             ridge="auto",
+            intercept=intercept,
             layers=method.layers,
             solver="kernel",
             normalize_step=False,

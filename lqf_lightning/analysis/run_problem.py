@@ -63,6 +63,7 @@ class RunProblem:
         problem: What is minimized, its ridge settled.
         validation: Held-out samples, None if there are none or they were not asked for.
         cross: Kernel of these with the training samples.
+        twin: Whether this is the twin of a fine-tuning run: a model of the run, and not what it minimizes.
     """
 
     method: LQF
@@ -72,11 +73,14 @@ class RunProblem:
     problem: QuadraticProblem
     validation: HeldOut | None = None
     cross: Kernel | None = None
+    twin: bool = False
 
     @property
     def exact(self) -> bool:
         """Whether the kernel is that of the model itself, and no surrogate."""
-        return self.kernel.form == "full" or (self.kernel.form == "last_layer" and self.method.layers == ["head"])
+        if self.kernel.form == "last_layer":  # which leaves out a bias that is a weight like the others
+            return set(self.method.penalty_weights()) == {f"{self.method.backbone.head}.weight"}
+        return self.kernel.form == "full"
 
     def factor(self) -> DualFactor:
         """Factor the problem.
@@ -128,6 +132,7 @@ def problem_of_run(
     validation: bool = True,
     start: Backbone | None = None,
     settle: bool = True,
+    intercept: bool = True,
 ) -> RunProblem:
     """Assemble the problem of a run; all ranks have to call this together.
 
@@ -143,6 +148,7 @@ def problem_of_run(
         validation: Whether validation samples take part.
         start: The network of a fine-tuning run before training; None: as it is now.
         settle: Whether a ridge that is not given is chosen by leave-one-out; otherwise it is 1, to be replaced.
+        intercept: Of a fine-tuning run, see `linear_twin`.
 
     Returns:
         The problem.
@@ -150,7 +156,7 @@ def problem_of_run(
     Refusals are those of `linear_twin` and `assemble_kernel`, and of too many samples for a kernel of this form.
     """
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):  # training shall not miss a number
-        twin = linear_twin(method, start)
+        twin = linear_twin(method, start, intercept=intercept)
         table = TrainingTable.collect(twin)
         chosen = _choose(form, table, largest)
         groups, scales = _groups(twin, chosen)
@@ -174,7 +180,7 @@ def problem_of_run(
         if settle:
             settle_ridge(twin, table, pair.train, scales)
     problem = table.problem(twin, None if settle else 1.0)
-    return RunProblem(twin, table, pair.train, scales, problem, held_out, pair.cross)
+    return RunProblem(twin, table, pair.train, scales, problem, held_out, pair.cross, twin is not method)
 
 
 class _Chunks:

@@ -39,7 +39,7 @@ class SampleScores:
             surrogate, and for problems that are too large.
         memorization: 1 where only the model that has seen the sample is right on it, -1 where only the other is (n,).
         suspects: How much the others contradict the label.
-        settings: What the scores depend on: `kernel`, `exact`, `time`, `ridge`, `sigma`, `target_scale`, ...
+        settings: What the scores depend on: `kernel`, `exact`, `twin`, `time`, `ridge`, `sigma`, `target_scale`, ...
     """
 
     index: Tensor
@@ -84,8 +84,8 @@ def score_samples(
         The scores.
     """
     settings = {
-        "kernel": run.kernel.form, "exact": run.exact, "time": time, "ridge": run.problem.ridge, "sigma": sigma,
-        "target_scale": run.method.target_scale, "information_unit": "nats",
+        "kernel": run.kernel.form, "exact": run.exact, "twin": run.twin, "time": time, "ridge": run.problem.ridge,
+        "sigma": sigma, "target_scale": run.method.target_scale, "information_unit": "nats",
         "validation_samples": 0 if run.validation is None else len(run.validation.index),
     }  # fmt: skip
     if time is not None:
@@ -105,14 +105,14 @@ def score_samples(
 
 
 def largest_rate(factor: DualFactor) -> float:
-    """A learning rate below which full-batch descent is stable, in the mean form of the loss.
+    """About the largest learning rate with which full-batch descent is stable, in the mean form of the loss.
 
     Args:
         factor: The factored problem.
 
     Returns:
-        Two over a bound on the largest eigenvalue of the Hessian: that of the kernel, the ridge, and with an intercept
-        the number of samples.
+        Two over an estimate of the largest eigenvalue of the Hessian: that of the kernel by power iteration, which
+        comes from below, the ridge, and with an intercept the number of samples.
     """
     problem, matrix = factor.problem, factor.system.weighted()[0]
     vector = torch.ones(len(matrix), 1).to(matrix)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
+
+from lqf_lightning.linear.held_out import held_out_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -11,14 +14,17 @@ class LabelSuspects:
     r"""What the model that has not seen a sample makes of its label, for every sample.
 
     Attributes:
-        suspicion: The leave-one-out margin :math:`\max_{c \ne y} f_{-i,c}(x_i) - f_{-i,y}(x_i)` (n,), by which to rank:
-            positive where the other samples give another class.
-        proposed: The class that they give (n,), the largest prediction: the label's own where suspicion is negative.
+        suspicion: How much the label surprises the other samples, in nats (n,), by which to rank:
+            :math:`-\log \mathrm{softmax}(f_{-i}(x_i) / T)_y`.
+        margin: :math:`\max_{c \ne y} f_{-i,c}(x_i) - f_{-i,y}(x_i)` (n,), in units of the outputs: positive where the
+            other samples give another class.
+        proposed: The class that they give (n,), the largest prediction: the label's own where the margin is negative.
         proposed_margin: Its distance from the second largest prediction (n,), how sure they are of it.
         squared_residual: :math:`\lVert e_i \rVert^2` (n,), how far the targets of the label are from the predictions.
     """
 
     suspicion: Tensor
+    margin: Tensor
     proposed: Tensor
     proposed_margin: Tensor
     squared_residual: Tensor
@@ -27,11 +33,12 @@ class LabelSuspects:
 def label_suspects(prediction: Tensor, label: Tensor, residual: Tensor) -> LabelSuspects:
     r"""Rank labels by how much the other samples contradict them.
 
-    With targets alpha times one-hot, another label c in place of y lowers the squared leave-one-out residual by
-    :math:`2 \alpha (f_{-i,c} - f_{-i,y})`. So the margin is what the best other label would explain, while the squared
-    residual holds against a label also what no label explains: outputs shrunk by the ridge, or far from everything.
-    Its zero has a meaning, that of the residual does not. Both see the sample's own label only as a label: the
-    predictions do not depend on it.
+    Predictions of a squared loss are no logits; divided by the temperature T that suits all labels best
+    (`held_out_cross_entropy`) they give probabilities, and the suspicion is what a label costs by them. It uses all
+    outputs, as the squared residual does, and ignores what is common to them, as the margin does: with targets alpha
+    times one-hot, the best other label lowers the squared residual by 2 alpha times the margin. All three see the
+    sample's own label only as a label: the predictions do not depend on it. Where no temperature beats guessing, all
+    labels are as suspicious, by log C.
 
     Args:
         prediction: Leave-one-out predictions (n, C), `LeaveOneOut.prediction`.
@@ -39,7 +46,7 @@ def label_suspects(prediction: Tensor, label: Tensor, residual: Tensor) -> Label
         residual: Leave-one-out residuals (n, C), `LeaveOneOut.residual`.
 
     Returns:
-        Margins and proposals, in units of the outputs; of equal predictions the first class is proposed.
+        Suspicions and proposals; of equal predictions the first class is proposed.
 
     Raises:
         ValueError: Shapes do not fit, there are fewer than two classes, a label is none of their positions, or a
@@ -50,8 +57,10 @@ def label_suspects(prediction: Tensor, label: Tensor, residual: Tensor) -> Label
         >>> prediction = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
         >>> label = torch.tensor([0, 2])
         >>> suspects = label_suspects(prediction, label, torch.eye(3)[label] - prediction)
-        >>> [round(float(value), 6) for value in suspects.suspicion]
+        >>> [round(float(value), 6) for value in suspects.margin]
         [-0.5, 0.3]
+        >>> bool(suspects.suspicion[1] > suspects.suspicion[0])
+        True
         >>> suspects.proposed.tolist()
         [0, 1]
     """
@@ -70,8 +79,10 @@ def label_suspects(prediction: Tensor, label: Tensor, residual: Tensor) -> Label
     own = prediction.gather(1, label[:, None]).squeeze(1)
     others = prediction.scatter(1, label[:, None], -torch.inf)
     top = prediction.topk(2, dim=1).values
+    _, temperature = held_out_cross_entropy(prediction, one_hot(label, shape[1]))
     return LabelSuspects(
-        suspicion=others.amax(1) - own,
+        suspicion=-torch.log_softmax(prediction / temperature, 1).gather(1, label[:, None]).squeeze(1),
+        margin=others.amax(1) - own,
         proposed=prediction.argmax(1),
         proposed_margin=top[:, 0] - top[:, 1],
         squared_residual=residual.square().sum(1),

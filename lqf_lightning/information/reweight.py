@@ -75,7 +75,7 @@ def held_out_derivative(
     if objective != "validation":
         raise ValueError(f"`by` must be leave_one_out or validation, got {objective!r}. Set by=leave_one_out")
     if judged is None:
-        raise ValueError("there are no validation samples to go by. Set by=leave_one_out, or +data.val_fraction=0.1")
+        raise ValueError("there are no validation samples to go by. Set by=leave_one_out")
     return lambda factor: validation_derivative(factor, judged.cross, judged.initial, judged.target, loss)
 
 

@@ -110,15 +110,21 @@ def refuse_fractions(fractions: Sequence[float]) -> None:
     Raises:
         ValueError: There are none, or one is not between 0 and 1.
     """
-    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
+    several = isinstance(fractions, Sequence) and len(fractions) > 0
+    if not several or not all(0 < fraction < 1 for fraction in fractions):
         raise ValueError(
-            f"thresholds are fractions of the loss before training in (0, 1), got {list(fractions)}. Set "
-            f"callbacks.training_time.thresholds={list(FRACTIONS)}"
+            f"thresholds are fractions of the loss before training in (0, 1), several or one, got {fractions}. Set "
+            f"callbacks.training_time.thresholds={list(FRACTIONS)}, or thresholds for lqf-predict"
         )
 
 
 def extrapolated_times(
-    subset: Tensor, half: Tensor, fractions: Sequence[float] = FRACTIONS, *, window: int = 1
+    subset: Tensor,
+    half: Tensor,
+    fractions: Sequence[float] = FRACTIONS,
+    *,
+    window: int = 1,
+    initial: tuple[float, float] | None = None,
 ) -> list[TrainingTime]:
     r"""Steps to fractions of the loss for many samples, from the curves of a subset and of half of it.
 
@@ -131,6 +137,7 @@ def extrapolated_times(
         half: Loss of half of them after t steps, at the same learning rates.
         fractions: In (0, 1).
         window: See `first_passage`.
+        initial: The losses of both before training; None: where the curves begin.
 
     Returns:
         One entry per fraction, a `lower_bound` unless the two agree. Where the subset does not get there in T steps,
@@ -144,10 +151,11 @@ def extrapolated_times(
         [(7, False), (73, True)]
     """
     found = []
-    for time, other in zip(
-        training_times(subset, fractions, window=window), training_times(half, fractions, window=window), strict=True
-    ):
-        sure = _agree(subset, half, time, other, window)
+    one, two = initial or (float(subset[0]), float(half[0]))
+    times = training_times(subset, fractions, window=window, initial=one)
+    others = training_times(half, fractions, window=window, initial=two)
+    for time, other in zip(times, others, strict=True):
+        sure = _agree(subset / one, half / two, time, other, window)
         found.append(TrainingTime(time.fraction, time.steps, not sure))
     return found
 
@@ -160,9 +168,9 @@ def _agree(subset: Tensor, half: Tensor, time: TrainingTime, other: TrainingTime
 
 
 def _crossing(curve: Tensor, time: TrainingTime, window: int) -> float:
-    # Between two steps, so that few steps can agree to 5 %: the curve is taken for a line there.
+    # Between two steps, so that few steps can agree to 5 %: the curve, of relative losses, is taken for a line there.
     step, means = time.steps or 0, smoothed(curve, window)
     if step == 0 or bool(torch.isnan(means[step - 1])):
         return float(step)
-    level, before, after = time.fraction * float(curve[0]), float(means[step - 1]), float(means[step])
-    return step - 1 + (before - level) / (before - after)
+    before, after = float(means[step - 1]), float(means[step])
+    return step - 1 + (before - time.fraction) / (before - after)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from lightning import Callback
@@ -200,3 +202,30 @@ def test_a_kernel_that_is_too_large_is_refused_with_the_share_that_fits(monkeypa
     monkeypatch.setattr("lqf_lightning.analysis.run_problem.LIMIT", 20)
     with pytest.raises(ValueError, match=r"has 33 rows, the limit is 20.*data.subset_ratio=0.55"):
         at_start(build(**EXACT), lambda m: problem_of_run(m, form="full"))
+
+
+def test_early_in_fine_tuning_each_sample_tells_what_training_without_it_changes():
+    """The true change of descent by the nonlinear network; at its start the head's bias has hardly moved, either."""
+    rate, steps = 1e-4, 5
+    method = Finetune(build_backbone(), CLASSES, optimizer=SGD, loss="squared", batch_norm="frozen", target_scale=ALPHA)
+    start = copy.deepcopy(method.backbone.model).eval()
+    found = at_start(
+        method, lambda m: score_samples(problem_of_run(m, intercept=False).nearly_free(), time=rate * steps)
+    )
+    dtype, (images, label) = next(start.parameters()).dtype, TRAIN
+
+    def outputs(keep):
+        network = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            wanted = ALPHA * one_hot(label[keep], 3)
+            (0.5 * (network(images[keep].to(dtype)) - wanted).square().sum() / len(label)).backward()
+            optimizer.step()
+        with torch.no_grad():
+            return network(VAL[0].to(dtype)).double()
+
+    full = outputs(list(range(11)))
+    moved = torch.stack([full - outputs([other for other in range(11) if other != row]) for row in range(11)])
+    true = 0.5 * moved.square().sum(2).mean(1)
+    torch.testing.assert_close(found.function_information, true, rtol=0.05, atol=0)

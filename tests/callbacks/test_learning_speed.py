@@ -150,6 +150,8 @@ def test_methods_that_say_nothing_are_refused_after_their_first_epoch(tmp_path, 
 def test_the_number_of_shown_samples_is_positive():
     with pytest.raises(ValueError, match=r"got 0. Set callbacks.learning_speed.top=24"):
         LearningSpeed(top=0)
+    with pytest.raises(ValueError, match=r"must be whole and at least 1, got 2.5"):
+        LearningSpeed(top=2.5)
 
 
 @pytest.mark.gpu

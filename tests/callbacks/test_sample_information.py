@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 import torch
 from lqf_lightning.callbacks.sample_information import SampleInformation
-from lqf_lightning.callbacks.sample_record import read_scores
+from lqf_lightning.callbacks.sample_record import describe, read_scores
 from PIL import Image
 
 from lqf_lightning.methods import Finetune
+from lqf_lightning.methods.solvers.tensor_folder import TensorFolder
 from lqf_lightning.score import score
 from methods.tensors import CLASSES, SGD, TensorData, build_backbone, build_trainer, draw, fit_on
 from tiny import compose, run_tiny
@@ -45,7 +46,8 @@ def test_every_training_sample_is_written_once_with_its_file_and_label(linear):
     used = manifest[(manifest["split"] == "train") & manifest["used"]]
     assert table["index"].tolist() == used["index"].tolist()
     assert table["path"].tolist() == used["path"].tolist()
-    assert table["label"].tolist() == used["class"].tolist()  # as the run is told, wrong ones included
+    assert table["label"].tolist() == used["label"].tolist()
+    assert table["class"].tolist() == used["class"].tolist()  # as the run is told, wrong ones included
     assert sorted(table["suspicion_rank"]) == list(range(1, 25))
     assert table.sort_values("suspicion_rank")["suspicion"].is_monotonic_decreasing
     assert settings["exact"]
@@ -58,9 +60,9 @@ def test_proposals_and_suspicion_follow_from_the_outputs_of_the_others(linear):
     classes = ["blue", "green", "red"]
     for row in table.to_dict("records"):
         outputs = dict(zip(classes, row["leave_one_out"], strict=True))
-        own = outputs.pop(row["label"])
-        assert row["suspicion"] == pytest.approx(max(outputs.values()) - own, abs=1e-5)
-        assert (row["proposed"] != row["label"]) == (row["suspicion"] > 0)
+        own = outputs.pop(row["class"])
+        assert row["margin"] == pytest.approx(max(outputs.values()) - own, abs=1e-5)
+        assert (row["proposed"] != row["class"]) == (row["margin"] > 0)
 
 
 def test_groups_have_a_table_of_their_own(linear):
@@ -101,6 +103,22 @@ def test_fine_tuning_is_scored_at_the_time_that_its_learning_rates_add_up_to(tun
     assert "leverage" not in table
 
 
+def test_scores_of_fine_tuning_are_said_to_be_those_of_a_model_of_the_run(linear, tuned):
+    assert [table_of(folder)[1]["twin"] for folder in (linear, tuned)] == [False, True]
+    assert describe(table_of(tuned)[1]).startswith("linear model of the run, exact, at time")
+    assert describe(table_of(linear)[1]).startswith("exact, at the optimum")
+
+
+def test_a_run_that_moves_nothing_learns_nothing_from_any_sample(tmp_path, folder_of_shapes, caplog):
+    with caplog.at_level(logging.WARNING):
+        run_tiny(tmp_path, folder_of_shapes, *FINETUNE, "method.optimizer.lr=0", "method.group_lr={head:10}")
+    table, settings = table_of(tmp_path)
+    assert settings["time"] == 0
+    for name in ("weight_information", "function_information", "memorization"):
+        assert table[name].tolist() == [0.0] * 24, name  # the bias of the head has not moved either
+    assert "method.group_lr={'head': 10} is left out" in caplog.text
+
+
 def test_two_ranks_write_what_one_does(linear, tmp_path, folder_of_shapes):
     ranks = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.strategy=ddp_fork", "trainer.devices=2"]
     run_tiny(tmp_path, folder_of_shapes, *LQF, *ranks, "data.label_noise=0.2")
@@ -123,7 +141,7 @@ def test_wandb_shows_the_ends_with_thumbnails_and_the_classes(wandb_runs, tmp_pa
     assert [row[1] for row in shown["data"]] == best
     assert all(row[0]["path"] in files for row in shown["data"])
     by_class, _ = run.table("sample_information/by_class")
-    assert {row[0]: row[1] for row in by_class["data"]} == table["label"].value_counts().to_dict()
+    assert {row[0]: row[1] for row in by_class["data"]} == table["class"].value_counts().to_dict()
     (area,) = run.series("train/label_error_auc")
     assert 0 <= area <= 1
 
@@ -184,6 +202,8 @@ def test_fine_tuning_that_is_resumed_without_scores_says_how_to_get_them(tmp_pat
         ([f"{NAME}.time=-1"], r"`time` must be auto, optimum or a positive number, got -1\. Set callbacks"),
         ([f"{NAME}.kernel=best"], r"got 'best'\. Set callbacks\.sample_information\.kernel=auto"),
         ([f"{NAME}.sigma=0"], r"`sigma` must be positive and finite, got 0\. Set callbacks"),
+        ([f"{NAME}.top=2.5"], r"`top` must be a whole number, got 2\.5\. Set callbacks\.sample_information\.top=16"),
+        ([f"{NAME}.chunk_size=0.5"], r"`chunk_size` must be a whole number, got 0\.5"),
         ([f"{NAME}.groups=nowhere.parquet"], r"no groups at .*nowhere\.parquet"),
         (["method.ridge=0", "method.solver=sgd", "method.preconditioner=null"], r"method\.ridge=0\. Set method\.ridge"),
         ([f"{NAME}.time=3", f"{NAME}.groups=class"], r"got time=3.*Set callbacks\.sample_information\.time=optimum"),
@@ -193,6 +213,12 @@ def test_what_cannot_be_scored_is_refused_before_the_first_batch(overrides, text
     with pytest.raises(Exception, match=text):
         run_tiny(tmp_path, folder_of_shapes, *LQF, *overrides)
     assert not (tmp_path / "sample_information.parquet").exists()
+
+
+def test_parts_of_the_kernel_of_another_run_are_refused_by_their_folder(tmp_path, folder_of_shapes):
+    TensorFolder(tmp_path / "sample_information_kernel")["ridge x 1:train:other"] = torch.zeros(2)
+    with pytest.raises(ValueError, match=r"sample_information_kernel holds parts of the kernel of another run.*Remove"):
+        run_tiny(tmp_path, folder_of_shapes, *LQF)
 
 
 def test_methods_without_labels_are_refused(tmp_path, folder_of_shapes):
@@ -210,3 +236,8 @@ def test_data_without_a_manifest_are_refused():
 def test_score_needs_a_checkpoint_or_runs(tmp_path):
     with pytest.raises(ValueError, match="expected one of them"):
         score(compose(f"paths.output_dir={tmp_path}", name="score"))
+
+
+def test_a_threshold_of_memorization_is_not_taken_for_one_of_a_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match=r"threshold=0\.25.*no runs\. Set threshold=null"):
+        score(compose("checkpoint=x.ckpt", "threshold=0.25", f"paths.output_dir={tmp_path}", name="score"))

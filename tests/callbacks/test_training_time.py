@@ -130,6 +130,25 @@ def test_a_resumed_run_keeps_its_prediction_and_measurements(tmp_path, folder_of
     assert report(tmp_path)["seconds"]["kernel"] == before.report["seconds"]["kernel"]
 
 
+def test_what_a_checkpoint_held_goes_where_the_model_is(monkeypatch):
+    callback, module = TrainingTime(), torch.nn.Module()
+    one = torch.ones(2, dtype=torch.float64)
+    monkeypatch.setattr(TrainingTime, "_refuse_other_steps", lambda *_: None)
+    state = {"report": {"steps": 2}, "predicted": one, "measured": one, "numbers": one, "spent": 1.0}
+    callback.load_state_dict(state)
+    module.device = torch.device("meta")  # as an accelerator: tensors of two devices do not stack
+    callback.on_train_start(None, module)
+    assert {value.device.type for value in (*callback._measured, *callback._numbers)} == {"meta"}
+
+
+def test_a_run_that_goes_on_with_other_steps_has_no_prediction(tmp_path, folder_of_shapes):
+    options = [*PLAIN, *LQF_SGD]
+    run_tiny(tmp_path, folder_of_shapes, *options, "trainer.max_epochs=1")
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs"):
+        run_tiny(tmp_path, folder_of_shapes, *options, "trainer.max_epochs=2")
+    assert report(tmp_path)["steps"] == 2
+
+
 def _fail_in_the_second_epoch(self, trainer, module):
     if trainer.current_epoch == 1:
         raise RuntimeError("on purpose")

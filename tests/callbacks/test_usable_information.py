@@ -100,6 +100,30 @@ def test_reports_come_every_so_many_epochs_and_at_the_end(tmp_path):
     assert [(row["epoch"], row["group"]) for row in callback.rows] == [(epoch, "head") for epoch in (0, 2, 4, 5)]
 
 
+@pytest.mark.filterwarnings("ignore:.*across ranks is zero")
+def test_a_run_without_validation_reports_every_epoch(tmp_path):
+    callback = UsableInformation("train", groups=["head"])
+    trainer = train(tuned(), callback, samples=data(val=None), folder=tmp_path)
+    assert [row["epoch"] for row in callback.rows] == [0, 1, 2]
+    assert trainer.callback_metrics["val/usable_bits/head"].item() == pytest.approx(callback.rows[-1]["bits"])
+
+
+def test_the_last_epoch_is_reported_whatever_ends_the_training(tmp_path):
+    callback = UsableInformation(groups=["head"], every_n_epochs=5)
+    trainer = build_trainer(9, callback, limit_val_batches=1.0, default_root_dir=tmp_path, max_steps=7)
+    fit_on(trainer, tuned(), data())  # five steps per epoch
+    assert [row["epoch"] for row in callback.rows] == [0, 2]
+
+
+def test_a_run_that_is_resumed_without_a_table_does_not_call_it_the_beginning(tmp_path):
+    callback, method = UsableInformation(groups=["head"]), tuned()
+    trainer = train(method, folder=tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = build_trainer(3, callback, limit_val_batches=1.0, default_root_dir=tmp_path)
+    fit_on(again, tuned(), data(), ckpt_path=tmp_path / "last.ckpt")
+    assert [row["epoch"] for row in callback.rows] == [2, 3]
+
+
 def test_a_resumed_run_goes_on_with_its_table(tmp_path):
     callback, resumed = UsableInformation(groups=["head"]), UsableInformation(groups=["head"])
     train(tuned(), callback, epochs=1, folder=tmp_path)

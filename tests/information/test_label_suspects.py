@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import cross_entropy, one_hot
 
 from lqf_lightning.information.label_suspects import LabelSuspects, label_suspects
 from lqf_lightning.linear.features import Features
@@ -37,7 +37,7 @@ def test_flipped_labels_of_separable_clusters_rank_first_and_get_their_classes_b
     noisy[flipped] = (label[flipped] + 1) % 3
     found = suspects(removed(rows, noisy), noisy)
     assert set(found.suspicion.topk(9).indices.tolist()) == set(flipped.tolist())
-    assert torch.equal(found.suspicion > 0, torch.isin(torch.arange(90), flipped))
+    assert torch.equal(found.margin > 0, torch.isin(torch.arange(90), flipped))
     assert torch.equal(found.proposed, label)
 
 
@@ -50,7 +50,7 @@ def test_the_margin_is_what_the_best_other_label_takes_from_the_squared_residual
     own = squares.gather(1, label[:, None])[:, 0]
     found = suspects(result, label)
     best_other = squares.scatter(1, label[:, None], torch.inf).amin(1)
-    assert torch.allclose(2 * ALPHA * found.suspicion, own - best_other, rtol=0, atol=1e-11)
+    assert torch.allclose(2 * ALPHA * found.margin, own - best_other, rtol=0, atol=1e-11)
     assert torch.allclose(found.squared_residual, own, rtol=1e-12, atol=0)
     assert torch.equal(found.proposed, squares.argmin(1))
 
@@ -63,15 +63,30 @@ def test_a_sample_is_judged_by_the_others_whatever_its_own_label():
     after = suspects(removed(rows, other), other)
     assert after.proposed[7] == before.proposed[7] == label[7]
     assert float(after.proposed_margin[7]) == pytest.approx(float(before.proposed_margin[7]), rel=1e-9)
-    assert float(before.suspicion[7]) == pytest.approx(-float(before.proposed_margin[7]), rel=1e-9)
-    assert float(after.suspicion[7]) >= float(after.proposed_margin[7])
+    assert float(before.margin[7]) == pytest.approx(-float(before.proposed_margin[7]), rel=1e-9)
+    assert float(after.margin[7]) >= float(after.proposed_margin[7])
+
+
+def test_suspicion_is_the_cross_entropy_of_the_label_at_the_temperature_that_suits_all_labels():
+    rows, label = clusters()
+    rows = rows + 2 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(1)).double()
+    label[::7] = (label[::7] + 1) % 3  # wrong ones, so that no temperature is too low
+    result = removed(rows, label)
+    found = suspects(result, label)
+    grid = torch.logspace(-2, 2, 4001, dtype=torch.float64)
+    losses = torch.stack([cross_entropy(result.prediction / t, label, reduction="none") for t in grid])
+    best = losses.mean(1).argmin()
+    assert 0 < best < len(grid) - 1
+    assert torch.allclose(found.suspicion, losses[best], rtol=2e-3, atol=1e-4)  # the grid's distance from the optimum
+    assert float(found.suspicion.mean()) <= float(losses[best].mean()) + 1e-12
 
 
 def test_outputs_far_from_every_label_are_not_held_against_one():
     prediction = torch.tensor([[0.3, -4.0, -4.0], [0.4, 0.6, 0.0]])
     found = label_suspects(prediction, torch.tensor([0, 0]), torch.eye(3)[[0, 0]] - prediction)
     assert found.squared_residual[0] > found.squared_residual[1]
-    assert found.suspicion.tolist() == pytest.approx([-4.3, 0.2], rel=1e-6)
+    assert found.margin.tolist() == pytest.approx([-4.3, 0.2], rel=1e-6)
+    assert found.suspicion[0] < found.suspicion[1]
     assert found.proposed_margin.tolist() == pytest.approx([4.3, 0.2], rel=1e-6)
 
 

@@ -77,3 +77,14 @@ def test_agreement_is_judged_between_steps():
     far = extrapolated_times(0.8**t, 0.78**t, [0.5])[0]
     assert near.steps == far.steps == 4
     assert (near.lower_bound, far.lower_bound) == (False, True)
+
+
+def test_fractions_are_those_of_the_loss_before_training_where_batches_differ():
+    """The first batch is an easy one: a tenth of its loss is not a tenth of the loss."""
+    t = torch.arange(60, dtype=torch.float64)
+    curve = 0.9**t
+    batches = torch.cat([torch.tensor([0.5], dtype=torch.float64), curve[1:]])
+    wanted = extrapolated_times(curve, curve, [0.1])[0]
+    found = extrapolated_times(batches, batches, [0.1], initial=(1.0, 1.0))[0]
+    assert (found.steps, found.lower_bound) == (wanted.steps, False)
+    assert extrapolated_times(batches, batches, [0.1])[0].steps > wanted.steps
