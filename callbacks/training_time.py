@@ -11,7 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lqf_lightning.analysis.predictable import refuse_unpredictable, tell_what_is_not_modeled
+from lqf_lightning.analysis.predictable import left_out, refuse_unpredictable, tell_what_is_not_modeled
 from lqf_lightning.analysis.training_forecast import ForecastKernel, forecast_training
 from lqf_lightning.analysis.training_time_picture import draw_training_time
 from lqf_lightning.analysis.training_time_report import compare_with, median_error, predicted_rows, write_report
@@ -107,6 +107,7 @@ class TrainingTime(Callback):
             "initial_loss": initial, "final_loss": float(curve.loss[-1]), "final_error": float(curve.error[-1]),
             "thresholds": predicted_rows(self._predicted, initial, self.thresholds, forecast.epoch),
             "seconds": {"kernel": forecast.seconds, "prediction": time.monotonic() - started},
+            "left_out": left_out(method, trainer),
         }  # fmt: skip
         self._tell_divergence(method, initial)
         self._show(trainer)
@@ -184,6 +185,8 @@ class TrainingTime(Callback):
             )  # fmt: skip
         exact = self.report["method"] == "LQF" and self.report["kernel"] == "full"
         note = "training time of the linear model" if exact else "training time, predicted by a linear model"
+        if missing := self.report.get("left_out"):
+            note = f"{note}; {' and '.join(missing)} left out"
         rows, epoch = self.report["thresholds"], int(self.report["steps_per_epoch"])
         save_picture(trainer, draw_training_time(self._predicted, rows, epoch, self._curve(), note), "training_time")
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lqf_lightning._instantiate import instantiate
 from lqf_lightning._launch import in_sweep, is_many_processes, one_job, run_in_own_process
-from lqf_lightning.analysis.predictable import refuse_unpredictable, tell_what_is_not_modeled
+from lqf_lightning.analysis.predictable import left_out, refuse_unpredictable, tell_what_is_not_modeled
 from lqf_lightning.analysis.training_forecast import ForecastKernel, forecast_training
 from lqf_lightning.analysis.training_time_picture import draw_training_time
 from lqf_lightning.analysis.training_time_report import threshold_rows, write_report
@@ -111,7 +111,7 @@ class Forecaster(Callback):
             "steps": forecast.rule.steps, "steps_per_epoch": epoch, "kernel": forecast.kernel.form,
             "effective_time": forecast.rule.time, "initial_loss": initial, "final_loss": float(curve.loss[-1]),
             "final_error": float(curve.error[-1]), "thresholds": threshold_rows(times, initial, epoch, per_step),
-            "seconds": spent | {"per_step": per_step},
+            "seconds": spent | {"per_step": per_step}, "left_out": left_out(method, trainer),
         }  # fmt: skip
         if not math.isfinite(self.report["final_loss"]):
             log.warning("training is predicted to diverge. Set method.optimizer.lr lower")

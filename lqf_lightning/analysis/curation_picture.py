@@ -44,7 +44,7 @@ def draw_curation(found: Curation, lowest: Sequence[Image.Image], highest: Seque
         A figure.
     """
     value, across, up = _SAID[found.report["task"]]
-    figure = Figure(figsize=(10, 6.6), layout="constrained")
+    figure = Figure(figsize=(10, 7.4), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[1.2, 1.0], squeeze=False)[:, 0]
     plots = top.subplots(1, 2 if found.curves else 1, squeeze=False)[0]
     plots[0].hist(found.samples["value"], bins=30)
@@ -57,7 +57,7 @@ def draw_curation(found: Curation, lowest: Sequence[Image.Image], highest: Seque
     kind = "exact" if found.report["exact"] else f"{found.report['kernel']} kernel, a surrogate"
     kind = f"linear model of the run, {kind}" if found.report["twin"] else kind
     figure.suptitle(f"{found.report['task']} ({kind})", fontsize="medium", parse_math=False)
-    panels = bottom.subplots(2, max(_COLUMNS, len(lowest)), squeeze=False)
+    panels = bottom.subplots(2, max(_COLUMNS, len(lowest)), squeeze=False, gridspec_kw={"hspace": 0.2})
     for row, name, table, images in zip(panels, ("lowest", "highest"), ends_of(found), (lowest, highest), strict=True):
         _fill(row, name, table, images)
     return figure

@@ -56,6 +56,22 @@ def _refuse_lqf(method: LQF) -> None:
         raise ValueError("training time is predicted for labels alone, got a reference. Set method.reference=null")
 
 
+def left_out(method: Method, trainer: Trainer) -> list[str]:
+    """Find what a run has and a forecast leaves out.
+
+    Args:
+        method: The method.
+        trainer: Its trainer.
+
+    Returns:
+        Of "augmentation" and "batch statistics" what the run has.
+    """
+    data: Any = cast(Any, trainer).datamodule
+    random = getattr(getattr(data, "training_transform", None), "random", False)
+    statistics = type(method) is Finetune and method.batch_norm == "train"
+    return ["augmentation"] * bool(random) + ["batch statistics"] * statistics
+
+
 def tell_what_is_not_modeled(method: Method, trainer: Trainer) -> None:
     """Say what a forecast leaves out, where the run has it.
 
@@ -63,8 +79,11 @@ def tell_what_is_not_modeled(method: Method, trainer: Trainer) -> None:
         method: The method.
         trainer: Its trainer.
     """
-    data: Any = cast(Any, trainer).datamodule
-    if getattr(getattr(data, "training_transform", None), "random", False):
+    missing = left_out(method, trainer)
+    if "augmentation" in missing:
         log.info("training time is predicted for images as they are evaluated: data.augmentation plays no part")
-    if type(method) is Finetune and method.batch_norm == "train":
-        log.info("training time is predicted with batch-norm statistics as they are, not as batches change them")
+    if "batch statistics" in missing:
+        log.warning(
+            "training time is predicted with batch-norm statistics as they are; this run normalizes by its batches, "
+            "which may take many times longer. Set method.batch_norm=frozen for a prediction that fits"
+        )

@@ -144,7 +144,8 @@ def extend(
     """Add samples of a pool that lower a held-out loss most, a few at a time (DIVA, arXiv 2111.09785, section 4).
 
     Samples that are not chosen take part with weight 0. What a sample would bring depends on those that have been
-    added, so the derivative is taken anew in every round. It ends when no derivative is negative any more.
+    added, so the derivative is taken anew in every round. It ends when no derivative is negative any more, or when a
+    round has raised the loss, which derivatives at weight 0 do not exclude; that round is left out.
 
     Args:
         problem: The problem of core and pool together, its weights those of the core.
@@ -176,9 +177,11 @@ def extend(
         chosen = ranked[now.gradient[ranked] < 0]
         if len(chosen) == 0:
             break
-        weight[chosen] = 1.0
+        weight = weight.index_fill(0, chosen, 1.0)
+        now = derivative(DualFactor(problem.with_(weight=weight), kernel, scales))
+        if now.loss > losses[-1]:
+            break
         added = torch.cat([added, chosen.cpu()])
-        now = derivative(DualFactor(problem.with_(weight=weight.clone()), kernel, scales))
         losses.append(now.loss)
     return Extension(added, losses, first.gradient)
 

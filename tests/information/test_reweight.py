@@ -7,6 +7,7 @@ from lqf_lightning.information.summarize import Judged
 from lqf_lightning.linear.dual import DualFactor
 from lqf_lightning.linear.kernel import Kernel
 from lqf_lightning.linear.problem import QuadraticProblem
+from lqf_lightning.linear.weighting import WeightDerivative
 
 
 def noisy(wrong=(0, 5, 9), samples=24, others=60, spread=0.3, seed=0):
@@ -75,6 +76,18 @@ def test_extending_takes_the_best_of_the_pool_until_none_helps():
     more = extend(problem, kernel, held_out_derivative("validation", judged=judged), pool, count=99, batch=2)
     assert len(more.added) < len(pool)  # wrong labels stay outside
     assert not {15, 18, 21} & set(more.added.tolist())
+
+
+def test_a_round_that_raises_the_loss_is_left_out():
+    problem, kernel, _ = noisy()
+    losses = iter([3.0, 2.0, 2.5])
+
+    def derivative(factor):
+        return WeightDerivative(loss=next(losses), gradient=-torch.arange(1.0, 25.0, dtype=torch.float64))
+
+    result = extend(problem, kernel, derivative, torch.arange(20, 24), count=4, batch=2)
+    assert result.added.tolist() == [23, 22]  # the first round; the second was tried
+    assert result.losses == [3.0, 2.0]
 
 
 def test_the_pool_is_judged_by_the_core_alone_where_there_is_no_validation_set():
