@@ -83,7 +83,7 @@ def test_a_round_that_raises_the_loss_is_left_out():
     losses = iter([3.0, 2.0, 2.5])
 
     def derivative(factor):
-        return WeightDerivative(loss=next(losses), gradient=-torch.arange(1.0, 25.0, dtype=torch.float64))
+        return WeightDerivative(next(losses), -torch.arange(1.0, 25.0, dtype=torch.float64), temperature=None)
 
     result = extend(problem, kernel, derivative, torch.arange(20, 24), count=4, batch=2)
     assert result.added.tolist() == [23, 22]  # the first round; the second was tried
