@@ -204,8 +204,7 @@ class SampleInformation(Callback, LooksBack):
     def _time(self, method: Method, run: RunProblem) -> float:
         if not isinstance(self.time, str):
             return float(self.time)
-        steps = scheduled_steps(method.trainer) if self.steps is None else self.steps
-        time = training_time(method, steps)
+        time = training_time(method, *(self.steps or (scheduled_steps(method.trainer),)))
         if time is None:
             time = run.problem.samples / run.problem.ridge  # early stopping and a ridge weigh directions alike
             log.info("time=%.4g: one over the ridge of the best leave-one-out accuracy", time)

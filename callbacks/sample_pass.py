@@ -24,9 +24,17 @@ def data_and_method(trainer: Trainer, module: LightningModule) -> tuple[ImageDat
 
     Returns:
         Both.
+
+    Raises:
+        TypeError: The data do not tell samples by index.
     """
-    # Lightning sets `datamodule` at run time and does not declare it.
-    return cast(ImageDataModule, trainer.datamodule), cast(Method, module)  # type: ignore[attr-defined]
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, ImageDataModule):
+        raise TypeError(
+            "what is noted of samples needs an ImageDataModule, whose manifest tells which sample is which, got "
+            f"{data!r}. Set data=folder, or leave the callback out"
+        )
+    return data, cast(Method, module)
 
 
 @torch.no_grad()

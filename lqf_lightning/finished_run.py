@@ -12,6 +12,7 @@ from lqf_lightning.data import ImageDataModule
 from lqf_lightning.methods import Method
 from lqf_lightning.resume import keep_indices, make_paths_absolute, run_config
 from lqf_lightning.run_folder import write_start
+from lqf_lightning.sample_files import use_kept_files
 from lqf_lightning.train import build_method
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def open_run(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[DictCo
         if "source" not in config.data:
             run.data.manifest = None  # that of the run, wherever its folder has been moved since
     keep_indices(run, checkpoint.parent.parent)
+    use_kept_files(run, checkpoint.parent.parent)
     make_paths_absolute(run)
     data, method = build_method(run)
     write_start(folder, run)
@@ -44,19 +46,20 @@ def open_run(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[DictCo
     return run, data, method
 
 
-def steps_taken(checkpoint: Path) -> int:
-    """Count the optimizer steps of the run that wrote a checkpoint, as far as it has come.
+def steps_taken(checkpoint: Path) -> tuple[int, int]:
+    """Count the optimizer steps of the run that wrote a checkpoint.
 
     Args:
         checkpoint: In the ``checkpoints`` folder of the run.
 
     Returns:
-        Those of ``last.ckpt`` beside it if there is one, or of the checkpoint itself if it has more.
+        How far it has come by ``last.ckpt`` beside it if there is one, or by the checkpoint itself if it has more; and
+        how many steps its schedule was laid out over.
     """
-    steps = []
+    found = []
     for file in {checkpoint, checkpoint.with_name("last.ckpt")}:
-        if not file.is_file():
-            continue
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        steps.append(int(content["global_step"]))
-    return max(steps)
+        if file.is_file():
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            taken = int(content["global_step"])
+            found.append((taken, int(content.get("planned_steps") or taken)))
+    return max(found)

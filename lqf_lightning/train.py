@@ -23,6 +23,7 @@ from lqf_lightning.methods import Method
 from lqf_lightning.references import open_references
 from lqf_lightning.resume import checkpoint_to_resume, keep_indices, make_paths_absolute
 from lqf_lightning.run_folder import forget_results, read_metrics, write_metrics, write_start
+from lqf_lightning.sample_files import keep_sample_files, refuse_changed_files
 from lqf_lightning.summary import print_summary
 from lqf_lightning.sync_batch_norm import TimmSyncBatchNorm
 from lqf_lightning.weights_origin import warn_of_seen_images
@@ -46,12 +47,14 @@ def train(config: DictConfig) -> dict[str, float]:
     # A used folder is what resuming and starting over are about.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     if resumed:
+        refuse_changed_files(config, folder)
         keep_indices(config, folder)
     else:
         forget_results(folder)
     known = read_metrics(folder)
     data, method = build_method(config)
     write_start(folder, config)
+    keep_sample_files(config, folder)
     rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
     trainer = build_trainer(config, folder, data.classes)
     for logger in trainer.loggers:

@@ -22,7 +22,7 @@ ENTRY = {
     "run_folder",
 }
 ENTRY |= {"tracking", "summary", "comparison", "weights_origin"}
-ENTRY |= {"score", "curate", "predict", "finished_run", "memorization_report", "memorization_runs"}
+ENTRY |= {"score", "curate", "predict", "finished_run", "memorization_report", "memorization_runs", "sample_files"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}
 

@@ -8,8 +8,9 @@ class LooksBack:
 
     Attributes:
         start: The network before training, where a checkpoint is going to be loaded in its place.
-        steps: Optimizer steps that the finished run has taken; None: there is none, and evaluations are ordinary.
+        steps: Optimizer steps that the finished run has taken, and those that its schedule was laid out over; None:
+            there is no such run, and evaluations are ordinary.
     """
 
     start: Backbone | None = None
-    steps: int | None = None
+    steps: tuple[int, int] | None = None

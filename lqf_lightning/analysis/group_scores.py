@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from pyarrow import ArrowInvalid
 from torch import Tensor
 
 from lqf_lightning.analysis.run_problem import RunProblem
@@ -60,14 +61,19 @@ def read_groups(file: str | Path) -> pd.DataFrame:
         The table, every pair once.
 
     Raises:
-        ValueError: There is no such file, or it has other columns.
+        ValueError: There is no such file, it is no Parquet file, or it has other columns.
     """
     if not Path(file).is_file():
         raise ValueError(
             f"no groups at {Path(file).absolute()}: expected a Parquet file with the columns index and group. Set "
             "callbacks.sample_information.groups=class"
         )
-    table = pd.read_parquet(file)
+    try:
+        table = pd.read_parquet(file)
+    except (ArrowInvalid, OSError) as error:
+        raise ValueError(
+            f"{file} is no Parquet file: {error}. Set callbacks.sample_information.groups=class"
+        ) from error
     if not {"index", "group"} <= set(table.columns):
         raise ValueError(
             f"{file} has the columns {list(table.columns)}, expected index and group. Set "

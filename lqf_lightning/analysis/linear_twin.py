@@ -47,7 +47,7 @@ def linear_twin(method: Method, start: Backbone | None = None, *, intercept: boo
     return twin.to(method.device, next(method.parameters()).dtype)
 
 
-def training_time(method: Method, steps: int) -> float | None:
+def training_time(method: Method, steps: int, planned: int | None = None) -> float | None:
     """How long a run trains: the sum of its learning rates over its steps, those of momentum at their final effect.
 
     In the mean form of the loss; divided by the number of samples it is the time of gradient flow on the sum form.
@@ -55,6 +55,7 @@ def training_time(method: Method, steps: int) -> float | None:
     Args:
         method: The method.
         steps: Optimizer steps of the run.
+        planned: Steps that its schedule is laid out over; None: as many.
 
     Returns:
         The time; None where the optimizer is not stochastic gradient descent, whose steps have other units.
@@ -63,7 +64,7 @@ def training_time(method: Method, steps: int) -> float | None:
     optimizer = method.make_optimizer([{"params": [parameter], "name": "any"}])
     if type(optimizer) is not torch.optim.SGD:
         return None
-    schedule = None if method.make_schedule is None else method.make_schedule(optimizer, steps)
+    schedule = None if method.make_schedule is None else method.make_schedule(optimizer, planned or steps)
     rates = []
     parameter.grad = torch.zeros(())
     for _ in range(steps):

@@ -1,9 +1,11 @@
 """What keeps ranks and resumed runs equal to the run that was never divided nor interrupted."""
 
+import math
 from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lqf_lightning.methods.rank_buffers import agree_on_buffers, broadcast_buffers_in_forward
@@ -26,8 +28,11 @@ class RunState(LightningModule):
         broadcast_buffers_in_forward(self.trainer.strategy.model, self.moves_buffers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the random state, so that a resumed run draws what the uninterrupted one would."""
+        """Keep the planned steps, and the random state: a resumed run draws what the uninterrupted one would."""
         super().on_save_checkpoint(checkpoint)
+        fits = self.trainer.state.fn == TrainerFn.FITTING
+        planned = self.trainer.estimated_stepping_batches if fits else math.inf
+        checkpoint["planned_steps"] = None if planned == math.inf else int(planned)
         checkpoint["random_state"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

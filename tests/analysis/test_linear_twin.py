@@ -1,3 +1,4 @@
+import math
 from functools import partial
 
 import pytest
@@ -23,6 +24,11 @@ def test_the_time_of_a_schedule_is_the_sum_of_its_rates():
     # Without warm-up half a cosine over 4 steps: factors 1, cos^2(pi/8), 1/2, sin^2(pi/8), that is 2.5 in all.
     method = tuned(scheduler=partial(cosine, warmup=0.0))
     assert training_time(method, 4) == pytest.approx(0.1 * 2.5)
+
+
+def test_a_run_that_stopped_early_has_the_first_rates_of_its_schedule():
+    method = tuned(scheduler=partial(cosine, warmup=0.0))
+    assert training_time(method, 2, 4) == pytest.approx(0.1 * (1 + math.cos(math.pi / 8) ** 2))
 
 
 def test_steps_of_other_optimizers_are_no_time():
