@@ -24,7 +24,7 @@ from lqf_lightning.linear import (
 )
 from lqf_lightning.linear.kernel import KernelForm
 from lqf_lightning.methods import LQF, Method
-from lqf_lightning.methods.solvers.auto_ridge import merged_groups, settle_ridge
+from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, merged_groups, penalized_groups, settle_ridge
 from lqf_lightning.methods.solvers.sample_columns import Column, gather_columns, output_at_start
 from lqf_lightning.methods.solvers.tensor_folder import TensorFolder
 from lqf_lightning.methods.solvers.training_images import TrainingImages
@@ -34,6 +34,7 @@ from lqf_lightning.progress import track
 log = logging.getLogger(__name__)
 KernelChoice = Literal["auto", "full", "trace", "last_layer"]
 LIMIT = 20_000  # rows of a kernel
+APART = 8_000  # rows up to which layer groups have kernels of their own, of 0.25 GiB each at most
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def problem_of_run(
         twin = linear_twin(method, start, intercept=intercept)
         table = TrainingTable.collect(twin)
         chosen = _choose(form, table, largest)
-        groups, scales = _groups(twin, chosen)
+        groups, scales = _groups(twin, chosen, _rows(chosen, table))
         loader: Any = twin.solver.data_module().val_dataloader() if validation else []
         held_out, own = _held_out(twin, loader) if len(loader) else (None, table.own_index[:0])
         pair = assemble_kernel(
@@ -199,8 +200,7 @@ class _Chunks:
 def _choose(form: KernelChoice, table: TrainingTable, largest: int) -> KernelForm:
     samples, outputs = table.initial.shape
     chosen: KernelForm = ("full" if samples * outputs <= largest else "trace") if form == "auto" else form
-    rows = samples * (outputs if chosen == "full" else 1)
-    if rows > LIMIT:
+    if (rows := _rows(chosen, table)) > LIMIT:
         cheaper = "callbacks.sample_information.kernel=trace, or " if chosen == "full" else ""
         raise ValueError(
             f"a {chosen} kernel of {samples} samples and {outputs} outputs has {rows} rows, the limit is {LIMIT}. Set "
@@ -210,9 +210,15 @@ def _choose(form: KernelChoice, table: TrainingTable, largest: int) -> KernelFor
     return chosen
 
 
-def _groups(twin: LQF, form: KernelForm) -> tuple[dict[str, list[str]], dict[str, float]]:
+def _rows(form: KernelForm, table: TrainingTable) -> int:
+    samples, outputs = table.initial.shape
+    return samples * (outputs if form == "full" else 1)
+
+
+def _groups(twin: LQF, form: KernelForm, rows: int) -> tuple[dict[str, list[str]], dict[str, float]]:
     if form != "last_layer":
-        return merged_groups(twin)
+        # Apart, layer groups are kept one by one, so that a killed assembly goes on; together they take less memory.
+        return (penalized_groups(twin), kernel_scales(twin)) if rows <= APART else merged_groups(twin)
     weight = f"{twin.backbone.head}.weight"
     if weight not in twin.penalty_weights():
         raise ValueError("the last layer is not linearized. Set callbacks.sample_information.kernel=trace")

@@ -180,16 +180,34 @@ def test_influence_at_trained_weights_is_that_of_a_dense_trace_kernel():
     assert index.tolist() == list(range(11))
 
 
-def test_an_interrupted_assembly_goes_on_from_its_folder(tmp_path):
+def test_an_interrupted_assembly_goes_on_from_its_folder(tmp_path, monkeypatch):
     def look(method):
         return problem_of_run(method, folder=tmp_path).kernel.total()
 
-    first = at_start(build(**EXACT), look)
+    def pull_the_plug(self, key, tensor, keep=TensorFolder.__setitem__):
+        if len(self) == 3:
+            raise KeyboardInterrupt
+        keep(self, key, tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TensorFolder, "__setitem__", pull_the_plug)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            at_start(build(**EXACT), look)
     kept = TensorFolder(tmp_path)
-    assert len(kept) == 2  # among the training samples, and of the validation samples with them
+    assert len(kept) == 3  # of six: three layer groups, among the training samples and with the validation samples
+    whole = at_start(build(**EXACT), lambda method: problem_of_run(method).kernel.total())
+    assert torch.equal(at_start(build(**EXACT), look), whole)
     for name in list(kept):
         kept[name] = kept[name] * 2
-    assert torch.equal(at_start(build(**EXACT), look), 2 * first)  # so they are used
+    assert torch.equal(at_start(build(**EXACT), look), 2 * whole)  # so they are used
+
+
+def test_large_kernels_are_of_all_layers_together(scores, monkeypatch):
+    monkeypatch.setattr("lqf_lightning.analysis.run_problem.APART", 10)
+    run = at_start(build(**EXACT), problem_of_run)
+    assert len(run.kernel.groups) == 1
+    found = score_samples(run, sigma=2.0)
+    torch.testing.assert_close(found.function_information, scores.function_information, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

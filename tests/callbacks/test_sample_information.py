@@ -216,7 +216,7 @@ def test_what_cannot_be_scored_is_refused_before_the_first_batch(overrides, text
 
 
 def test_parts_of_the_kernel_of_another_run_are_refused_by_their_folder(tmp_path, folder_of_shapes):
-    TensorFolder(tmp_path / "sample_information_kernel")["ridge x 1:train:other"] = torch.zeros(2)
+    TensorFolder(tmp_path / "sample_information_kernel")["head:train:other"] = torch.zeros(2)
     with pytest.raises(ValueError, match=r"sample_information_kernel holds parts of the kernel of another run.*Remove"):
         run_tiny(tmp_path, folder_of_shapes, *LQF)
 
