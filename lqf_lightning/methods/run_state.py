@@ -30,7 +30,7 @@ class RunState(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the planned steps, and the random state: a resumed run draws what the uninterrupted one would."""
         super().on_save_checkpoint(checkpoint)
-        fits = self.trainer.state.fn == TrainerFn.FITTING
+        fits = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         planned = self.trainer.estimated_stepping_batches if fits else math.inf
         checkpoint["planned_steps"] = None if planned == math.inf else int(planned)
         checkpoint["random_state"] = torch.get_rng_state()
