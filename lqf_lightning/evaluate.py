@@ -43,6 +43,8 @@ def evaluate(config: DictConfig) -> dict[str, float]:
         run.reference = config.get("reference")
         for key in {"subset", "weights"} & set(run.data):
             run.data[key] = None  # they concern training images, and their files may be gone
+        if "core" in run.data:
+            run.data.core, run.data.part = None, "all"
         if "reference" in run.method:
             run.method.reference = None  # what the model learned from is not needed any more
     if not other and "source" not in config.data:

@@ -18,7 +18,9 @@ from lqf_lightning.train import build_method
 log = logging.getLogger(__name__)
 
 
-def open_run(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[DictConfig, ImageDataModule, Method]:
+def open_run(
+    config: DictConfig, checkpoint: Path, folder: Path, *, manifest: Path | None = None
+) -> tuple[DictConfig, ImageDataModule, Method]:
     """Rebuild the data and the method of a run, the latter at its pre-trained weights, for a command in a new folder.
 
     Args:
@@ -26,6 +28,7 @@ def open_run(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[DictCo
             `data` changes single options of it.
         checkpoint: Of the run.
         folder: That of the command; gets ``config.yaml`` and ``manifest.parquet``.
+        manifest: Of the samples; None: that of the run.
 
     Returns:
         The changed configuration of the run, its data and its method. Samples keep their indices.
@@ -37,6 +40,8 @@ def open_run(config: DictConfig, checkpoint: Path, folder: Path) -> tuple[DictCo
         run.callbacks, run.checkpoints, run.paths = config.get("callbacks"), None, config.paths
         if "source" not in config.data:
             run.data.manifest = None  # that of the run, wherever its folder has been moved since
+        if manifest is not None:
+            run.data.manifest = str(manifest)
     keep_indices(run, checkpoint.parent.parent)
     use_kept_files(run, checkpoint.parent.parent)
     make_paths_absolute(run)

@@ -14,7 +14,10 @@ _SAME_TEACHER = tuple(
     f"method.{name}"
     for name in ("teacher", "momentum", "momentum_schedule", "momentum_warmup", "sync_statistics", "queue_size")
 )
-_SAME_LABELS = ("data.label_fraction", "data.labels_per_class", "data.label_seed", "data.subset", "data.weights")
+_SAME_LABELS = (
+    "data.label_fraction", "data.labels_per_class", "data.label_seed", "data.subset", "data.weights", "data.core",
+    "data.part",
+)  # fmt: skip
 
 
 def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
@@ -87,6 +90,9 @@ def make_paths_absolute(config: DictConfig) -> None:
         value = OmegaConf.select(config, key)
         if isinstance(value, str) and value not in ("default", "package"):
             OmegaConf.update(config, key, str(Path(value).expanduser().absolute()))
+    core = OmegaConf.select(config, "data.core")
+    if isinstance(core, str) and Path(core).expanduser().is_file():
+        config.data.core = str(Path(core).expanduser().absolute())
     if config.get("reference") is not None:
         config.reference = _absolute_reference(config.reference)
     for callback in (config.get("callbacks") or {}).values():

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
-from lqf_lightning.backbones.run_checkpoint import split_part
 from lqf_lightning.data import ImageDataModule, Manifest
-from lqf_lightning.data.seen_in_training import seen_in_training
+from lqf_lightning.data.seen_in_training import manifest_behind, seen_in_training
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +33,6 @@ def warn_of_seen_images(weights: str | None, data: ImageDataModule) -> None:
         "backbone.weights=%s comes from a run that was trained on %s: accuracy there flatters this network. %s",
         weights, counts, _advice(manifest),
     )  # fmt: skip
-
-
-def manifest_behind(weights: str | None) -> Path | None:
-    """Find the list of the images that weights were trained on.
-
-    Args:
-        weights: A checkpoint of a run, ``RUN/checkpoints/NAME.ckpt`` with or without ``@PART``, what ``lqf-export``
-            wrote into the run's folder, or any other value of ``backbone.weights``.
-
-    Returns:
-        ``RUN/manifest.parquet``, or None if there is none beside the weights.
-    """
-    path, _ = split_part(Path(weights or ""))
-    folder = {".ckpt": path.parent.parent, ".safetensors": path.parent}.get(path.suffix)
-    manifest = None if folder is None else folder / "manifest.parquet"
-    return manifest if manifest is not None and manifest.is_file() else None
 
 
 def _advice(manifest: Path) -> str:

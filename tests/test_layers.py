@@ -6,7 +6,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up. `linear` needs nothing but torch, so it lies below the backbones that it linearizes.
 STRATA = [
-    "linear", "backbones", "teachers", "congruence", "information", "data", "methods", "analysis", "callbacks", "entry",
+    "linear", "backbones", "teachers", "congruence", "information", "forgetting", "data", "methods", "analysis",
+    "callbacks", "entry",
 ]  # fmt: skip
 ENTRY = {
     "train",
@@ -23,6 +24,7 @@ ENTRY = {
 }
 ENTRY |= {"tracking", "summary", "comparison", "weights_origin"}
 ENTRY |= {"score", "curate", "predict", "finished_run", "memorization_report", "memorization_runs", "sample_files"}
+ENTRY |= {"forget", "deletion"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}
 

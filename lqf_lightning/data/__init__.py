@@ -6,6 +6,7 @@ from lqf_lightning.data.augmentation import NoAugmentation as NoAugmentation
 from lqf_lightning.data.augmentation import RandAugment as RandAugment
 from lqf_lightning.data.augmentation import Shift as Shift
 from lqf_lightning.data.batch import Batch as Batch
+from lqf_lightning.data.cohort import Cohort as Cohort
 from lqf_lightning.data.cycling_sampler import CyclingSampler as CyclingSampler
 from lqf_lightning.data.datamodule import ImageDataModule as ImageDataModule
 from lqf_lightning.data.dataset import ImageDataset as ImageDataset

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from PIL import Image
 from torch import Tensor
@@ -13,14 +12,17 @@ from torch.utils.data import DataLoader
 
 from lqf_lightning.data.augmentation import NoAugmentation
 from lqf_lightning.data.batch import Batch
-from lqf_lightning.data.dataset import ImageDataset, Normalization, check_normalization
+from lqf_lightning.data.core import Part
+from lqf_lightning.data.dataset import ImageDataset
 from lqf_lightning.data.image_sets import ImageSets, viewed
+from lqf_lightning.data.listed_samples import ListedSamples
 from lqf_lightning.data.loader import evaluation_loader
 from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.plan import Plan
 from lqf_lightning.data.pool import Pool
 from lqf_lightning.data.refusals import refuse_sizes, refuse_unusable, refuse_workers
 from lqf_lightning.data.sample_file import read_weights
+from lqf_lightning.data.settled_choice import emptied_classes
 from lqf_lightning.data.source import Source
 from lqf_lightning.data.stream import Stream
 from lqf_lightning.data.training_loaders import TrainingLoaders
@@ -30,7 +32,7 @@ from lqf_lightning.teachers import View
 log = logging.getLogger(__name__)
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(ListedSamples):
     """Image classification data with one index per sample.
 
     `setup()` lists the samples, refuses what cannot be trained on and builds the manifest. The loaders need the
@@ -51,6 +53,9 @@ class ImageDataModule(LightningDataModule):
         subset_ratio: Share of the training images; a smaller share is a subset of a larger one.
         subset_seed: Decides which, for both.
         subset: File of the training images to use, by index or path (Parquet, CSV, JSON or text); None: all.
+        core: Training images that will never have to be forgotten: ``{fraction: 0.5, seed: 0}`` of every class, or what
+            `Cohort.parse` takes. What `manifest` says of its images stands. None: nothing is known of that.
+        part: Train on the "core", on the "user" data, which are all others, or on "all".
         weights: File of how much training images count, 1 where absent (Parquet, CSV or JSON). The loss stays divided
             by the number of images, those of weight 0 included. None: all count alike.
         label_noise: Share of the labeled training images that get the label of another class.
@@ -85,6 +90,8 @@ class ImageDataModule(LightningDataModule):
         subset_ratio: float = 1.0,
         subset_seed: int = 0,
         subset: str | Path | None = None,
+        core: Any = None,
+        part: Part = "all",
         weights: str | Path | None = None,
         label_noise: float = 0.0,
         noise_seed: int = 0,
@@ -106,15 +113,12 @@ class ImageDataModule(LightningDataModule):
         self.cache_images = cache_images
         self.previous, self.seed = manifest, seed
         labels = (label_noise, noise_seed, label_fraction, labels_per_class, label_seed)
-        self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, *labels, subset)
+        self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, *labels, subset, core, part)
         self.weights, self.sample_weights = weights, cast("Tensor | None", None)
         self.evaluation_transform = NoAugmentation(size=image_size, crop_fraction=crop_fraction)
         self.training_transform = (augmentation or NoAugmentation)(size=image_size, crop_fraction=crop_fraction)
         self.sweeps, self.stream = 0, Stream()
-        self._manifest: Manifest | None = None
         self._pool: Pool  # with the manifest
-        self._normalization: Normalization | None = None
-        self._built: ImageSets | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """List and check the samples and build the manifest; a second call does nothing.
@@ -124,56 +128,24 @@ class ImageDataModule(LightningDataModule):
         """
         if self._manifest is not None:
             return
+        previous = None if self.previous is None else Manifest.read(self.previous)
         splits = self.source.load()
-        refuse_unusable(splits)
+        refuse_unusable(splits, emptied_classes(previous))
         self._pool = Pool(splits)
-        self._manifest = self.plan.apply(self._pool, None if self.previous is None else Manifest.read(self.previous))
+        self._manifest = self.plan.apply(self._pool, previous)
         self.sample_weights = None if self.weights is None else read_weights(self.weights, self._manifest)
         if self.test_split == "val":
             log.warning("the data set has no test split: what is reported as test is the validation split")
 
-    @property
-    def manifest(self) -> Manifest:
-        """The samples of the run.
+    def forget(self, indices: Tensor) -> None:
+        """Replace training samples by tombstones, here and not on disk: every loader made from now on is without them.
 
-        Raises:
-            RuntimeError: `setup()` has not run.
+        The others keep their indices. Written out, the manifest lets a later run go on without these samples too.
+
+        Args:
+            indices: Of the samples (K,).
         """
-        if self._manifest is None:
-            raise RuntimeError("call setup() before asking for samples or classes")
-        return self._manifest
-
-    @property
-    def classes(self) -> list[str]:
-        """Names of the classes."""
-        return self.manifest.classes
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    @property
-    def test_split(self) -> str:
-        """The split that testing uses: `test`, or `val` where the data set has no test split."""
-        return "test" if len(self.manifest.rows("test")) else "val"
-
-    @property
-    def normalization(self) -> Normalization:
-        """Mean and standard deviation per channel, for pixels in [0, 1].
-
-        Raises:
-            RuntimeError: Nobody has set it.
-        """
-        if self._normalization is None:
-            raise RuntimeError("set `normalization` to the (mean, std) of the backbone before asking for a loader")
-        return self._normalization
-
-    @normalization.setter
-    def normalization(self, value: Normalization) -> None:
-        check_normalization(value)
-        self._normalization = (tuple(value[0]), tuple(value[1]))
-        self._built = None
+        self._manifest, self._built = self.manifest.forget(indices), None
 
     def train_dataloader(self) -> DataLoader[Batch] | CombinedLoader:
         """Shuffled, augmented training batches of this process as `stream` says, or sweeps over fixed ones.
@@ -224,6 +196,17 @@ class ImageDataModule(LightningDataModule):
             A loader; the sizes of the shares may differ.
         """
         return self._loader_of(self._sets.evaluated("every"))
+
+    def chosen_dataloader(self, indices: Tensor) -> DataLoader[Batch]:
+        """The same for some labeled training samples, in order of index.
+
+        Args:
+            indices: Of the samples (K,), used or not, but not forgotten or gone.
+
+        Returns:
+            A loader; the sizes of the shares may differ.
+        """
+        return self._loader_of(self._sets.chosen(indices))
 
     def view_dataloader(self, split: str, view: View) -> DataLoader[Batch]:
         """Batches of this process, in order, as another network would evaluate them.

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from lqf_lightning.data.augmentation import NoAugmentation
 from lqf_lightning.data.dataset import ImageDataset, Normalization, Record
@@ -53,6 +55,27 @@ class ImageSets:
                 self.pool.records(rows), self.evaluation, self.normalization, **options
             )
         return self._evaluated[split]
+
+    def chosen(self, indices: Tensor) -> ImageDataset:
+        """Some training samples as they are evaluated.
+
+        Args:
+            indices: Of the samples (K,).
+
+        Returns:
+            The data set, in order of index.
+
+        Raises:
+            ValueError: One of them is no labeled training sample, or is gone.
+        """
+        rows, wanted = self.manifest.labeled_rows(), torch.unique(indices).tolist()
+        if missing := sorted(set(wanted) - set(rows["index"])):
+            raise ValueError(
+                f"{len(missing)} of {len(wanted)} indices belong to no labeled training sample that is there; the "
+                f"first is {missing[0]}. Expected some of those of the manifest with split=train and removed=false"
+            )
+        records = self.pool.records(rows[rows["index"].isin(wanted)])
+        return ImageDataset(records, self.evaluation, self.normalization, self.seed)
 
     def labeled(self, views: ViewsFactory | None = None) -> ImageDataset:
         """Training samples with a label, as they are trained on.

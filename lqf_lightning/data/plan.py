@@ -1,13 +1,16 @@
 """Which samples a run trains on, and with which labels."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from lqf_lightning.data.core import Part, keep_part, mark_core, refuse_part
 from lqf_lightning.data.label_noise import flip_labels
 from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.option import check_option
@@ -15,6 +18,7 @@ from lqf_lightning.data.pool import Pool
 from lqf_lightning.data.refusals import refuse_unlearnable
 from lqf_lightning.data.sample_file import read_subset
 from lqf_lightning.data.selection import choose_count_per_class, choose_fraction_per_class, choose_lowest, draw_lots
+from lqf_lightning.data.settled_choice import CHOICE, emptied_classes, settle_labels, settle_samples
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,8 @@ class Plan:
         labels_per_class: Training samples per class whose labels are used, or None for `label_fraction`.
         label_seed: Decides which, for both.
         subset: File that names the training samples, or None for `shots` and `subset_ratio`.
+        core: Which training samples will never have to be forgotten, None: nothing is known of that.
+        part: Train on the "core", on the others ("user"), or on "all"; the options above choose among these.
     """
 
     val_fraction: float
@@ -49,6 +55,8 @@ class Plan:
     labels_per_class: int | None
     label_seed: int
     subset: str | Path | None = None
+    core: Any = None
+    part: Part = "all"
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -60,6 +68,7 @@ class Plan:
         check_option("label_noise", self.label_noise, 0 <= self.label_noise < 1, "at least 0 and below 1", "0.2")
         check_option("subset_ratio", self.subset_ratio, 0 < self.subset_ratio <= 1, "above 0 and at most 1", "0.5")
         check_option("label_fraction", self.label_fraction, 0 < self.label_fraction <= 1, "above 0, at most 1", "0.1")
+        refuse_part(self.core, self.part)
         for name, count in (("shots", self.shots), ("labels_per_class", self.labels_per_class)):
             check_option(name, count, count is None or count >= 1, "null or at least 1", "null")
         if self.shots is not None and self.subset_ratio < 1:
@@ -97,34 +106,41 @@ class Plan:
             manifest.table.loc[train.index[held_out], "split"] = "val"
         if previous is not None:
             manifest = manifest.align(previous)
-        self._choose(manifest)
-        self._choose_labels(manifest)
+        mark_core(manifest, self.core, previous)
+        absent = [*keep_part(manifest, self.part), *emptied_classes(previous)]
+        manifest.choice = {name: getattr(self, name) for name in CHOICE}
+        if self.subset is not None or not settle_samples(manifest, previous):
+            self._choose(manifest, absent)
+        if not settle_labels(manifest, previous):
+            self._choose_labels(manifest, absent)
         self._relabel(manifest, previous)
-        self._refuse_unlearnable(manifest)
+        self._refuse_unlearnable(manifest, absent)
         return manifest
 
-    def _choose(self, manifest: Manifest) -> None:
+    def _choose(self, manifest: Manifest, absent: Sequence[int]) -> None:
         train = manifest.rows("train")
         lots = draw_lots(train["path"], self.subset_seed, "subset")
         if self.subset is not None:
             wanted = read_subset(self.subset, manifest)
             chosen = np.flatnonzero(train["index"].isin(wanted))
             if len(chosen) < len(wanted):
-                log.warning("%d images of data.subset=%s are gone", len(wanted) - len(chosen), self.subset)
+                where = "gone" if self.part == "all" else f"gone, or no part of data.part={self.part}"
+                log.warning("%d images of data.subset=%s are %s", len(wanted) - len(chosen), self.subset, where)
         elif self.shots is not None:
-            chosen = choose_count_per_class(lots, train["true_label"].tolist(), self.shots, manifest.classes)
+            labels = train["true_label"].tolist()
+            chosen = choose_count_per_class(lots, labels, self.shots, manifest.classes, absent=absent)
         else:
             chosen = choose_lowest(lots, max(1, round(self.subset_ratio * len(train))))
         manifest.table.loc[np.delete(train.index.to_numpy(), chosen), "used"] = False
 
-    def _choose_labels(self, manifest: Manifest) -> None:
+    def _choose_labels(self, manifest: Manifest, absent: Sequence[int]) -> None:
         train = manifest.rows("train")
         if self.labels_per_class is None and self.label_fraction == 1:
             return
         lots = draw_lots(train["path"], self.label_seed, "label")
         labels, count = train["true_label"].tolist(), self.labels_per_class
         if count is not None:
-            chosen = choose_count_per_class(lots, labels, count, manifest.classes, "labels_per_class")
+            chosen = choose_count_per_class(lots, labels, count, manifest.classes, "labels_per_class", absent)
         else:
             chosen = choose_fraction_per_class(lots, labels, self.label_fraction, leave=0)
         manifest.table.loc[np.delete(train.index.to_numpy(), chosen), "labeled"] = False
@@ -140,11 +156,11 @@ class Plan:
         manifest.table.loc[train.index, "label"] = given
         manifest.table.loc[train.index, "class"] = [manifest.classes[label] for label in given]
 
-    def _refuse_unlearnable(self, manifest: Manifest) -> None:
+    def _refuse_unlearnable(self, manifest: Manifest, absent: Sequence[int]) -> None:
         train = manifest.rows("train")
         names = ("label_noise", "label_fraction", "labels_per_class", "subset")
         options = {name: getattr(self, name) for name in names}
-        refuse_unlearnable(manifest.classes, train["label"], train["true_label"], options)
+        refuse_unlearnable(manifest.classes, [*train["label"], *absent], train["true_label"], options)
 
 
 def _settled(previous: Manifest) -> "pd.Series[int]":

@@ -1,6 +1,6 @@
 """Data sets and options that cannot be trained with, told apart before anything is computed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,12 @@ def refuse_workers(num_workers: int | None, cache_images: bool) -> None:
         )
 
 
-def refuse_unusable(splits: Mapping[str, Samples]) -> None:
+def refuse_unusable(splits: Mapping[str, Samples], emptied: Collection[int] = ()) -> None:
     """Check that the splits agree on classes that all have images and whose labels exist.
 
     Args:
         splits: Samples under train, and perhaps val, test and unlabeled.
+        emptied: Positions of classes that may have no training images, because all were forgotten.
 
     Raises:
         ValueError: Something is wrong with the data set; the message names it.
@@ -58,7 +59,7 @@ def refuse_unusable(splits: Mapping[str, Samples]) -> None:
         if name == "unlabeled":
             _refuse_known_labels(samples)
             continue
-        _refuse_labels(name, samples)
+        _refuse_labels(name, samples, emptied if name == "train" else ())
         _refuse_other_classes(name, splits["train"], samples)
     classes = splits["train"].classes
     if len(classes) < 2:
@@ -98,6 +99,23 @@ def refuse_unlearnable(
     raise ValueError(f"no training images are left with the label of {which}{lost}. {'. '.join(advice)}")
 
 
+def refuse_other_contents(paths: Sequence[str]) -> None:
+    """Check that the files of an earlier run are what they were.
+
+    Args:
+        paths: Those that are not.
+
+    Raises:
+        ValueError: There are any.
+    """
+    if len(paths):
+        listed = ", ".join(list(paths)[:5]) + (", ..." if len(paths) > 5 else "")
+        raise ValueError(
+            f"{len(paths)} files are not what they were in the run that data.manifest describes: {listed}. Give "
+            "changed images new names, or set data.manifest=null to number the samples afresh."
+        )
+
+
 def _advice_on_images(options: Mapping[str, Any]) -> str:
     if options.get("subset") is not None:
         return f"Add images of every class to data.subset={options['subset']}"
@@ -116,7 +134,7 @@ def _advice_on_labels(options: Mapping[str, Any]) -> str:
     return f"Set {', or '.join(changes)}"
 
 
-def _refuse_labels(name: str, samples: Samples) -> None:
+def _refuse_labels(name: str, samples: Samples, emptied: Collection[int]) -> None:
     if not samples.paths:
         raise ValueError(f"split {name} has no images")
     labels, count = np.asarray(samples.labels), len(samples.classes)
@@ -127,7 +145,7 @@ def _refuse_labels(name: str, samples: Samples) -> None:
             f"split {name}: {len(outside)} labels are outside 0..{count - 1} ({count} classes); the first is "
             f"{labels[first]} of {samples.paths[first]}"
         )
-    empty = np.setdiff1d(np.arange(count), labels)
+    empty = np.setdiff1d(np.setdiff1d(np.arange(count), list(emptied)), labels).astype(int)
     if len(empty):
         raise ValueError(
             f"split {name}: no images for {len(empty)} of {count} classes: "

@@ -1,6 +1,7 @@
-"""Files that name training samples: those to train on, or how much each of them counts."""
+"""Files and lists that name training samples: those to train on or to forget, or how much each of them counts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lqf_lightning.data.manifest import Manifest
+from lqf_lightning.data.tombstone import tombstone_name
 
 _READERS = (".parquet", ".csv", ".json", ".txt")
 
@@ -24,10 +26,27 @@ def read_subset(file: str | Path, manifest: Manifest) -> npt.NDArray[np.int64]:
         manifest: The samples.
 
     Returns:
-        Indices in increasing order, those of samples whose file is gone included.
+        Indices in increasing order, those of samples whose file is gone or that were forgotten included.
     """
-    table = _read(Path(file), "subset", [])
-    return np.sort(_indices(table, file, "subset", manifest))
+    table = _read(Path(file), f"data.subset={file}", [], "Set data.subset=null to use all")
+    return np.sort(_indices(table, f"data.subset={file}", manifest))
+
+
+def read_named(named: str | Path | Sequence[Any], manifest: Manifest, option: str) -> npt.NDArray[np.int64]:
+    """Find the training samples that a list names, or a file of one of the forms that `read_subset` takes.
+
+    Args:
+        named: Indices of the manifest or paths, or the file.
+        manifest: The samples.
+        option: What asks for them, for messages: "cohort".
+
+    Returns:
+        Indices in increasing order, those of samples that were forgotten included.
+    """
+    if isinstance(named, str | Path):
+        table = _read(Path(named), f"{option}={named}", [], f"Set {option} to another file, or to a list as [3,17]")
+        return np.sort(_indices(table, f"{option}={named}", manifest))
+    return np.sort(_indices(_named(list(named)), f"{option}=[...]", manifest))
 
 
 def read_weights(file: str | Path, manifest: Manifest) -> Tensor:
@@ -43,8 +62,8 @@ def read_weights(file: str | Path, manifest: Manifest) -> Tensor:
     Raises:
         ValueError: A weight is negative or no number, or the training samples of a class have none.
     """
-    table = _read(Path(file), "weights", ["weight"])
-    indices = _indices(table, file, "weights", manifest)
+    table = _read(Path(file), f"data.weights={file}", ["weight"], "Set data.weights=null to do without")
+    indices = _indices(table, f"data.weights={file}", manifest)
     given = pd.to_numeric(table["weight"], errors="coerce").to_numpy(dtype=np.float64)
     wrong = np.flatnonzero(~(np.isfinite(given) & (given >= 0)))
     if len(wrong):
@@ -56,33 +75,34 @@ def read_weights(file: str | Path, manifest: Manifest) -> Tensor:
     weights[indices] = given
     train = manifest.rows("train")
     total = np.bincount(train["label"], weights[train["index"]], len(manifest.classes))
-    if not total.all():
+    absent = np.intersect1d(train["label"], np.flatnonzero(total == 0))
+    if len(absent):
         raise ValueError(
-            f"data.weights={file}: all training samples of {manifest.classes[int(np.argmin(total))]} have weight 0, "
+            f"data.weights={file}: all training samples of {manifest.classes[absent[0]]} have weight 0, "
             "that is, are absent. Give one of them a positive weight, or set data.weights=null"
         )
     return torch.from_numpy(weights)
 
 
-def _read(file: Path, option: str, needed: list[str]) -> pd.DataFrame:
+def _read(file: Path, place: str, needed: list[str], advice: str) -> pd.DataFrame:
     forms = [form for form in _READERS if form != ".txt" or not needed]
     if not file.is_file():
-        raise FileNotFoundError(f"data.{option}={file}: there is no such file. Set data.{option}=null to do without")
+        raise FileNotFoundError(f"{place}: there is no such file. {advice}")
     if file.suffix not in forms:
-        raise ValueError(f"data.{option}={file}: got a {file.suffix or 'nameless'} file, expected one of {forms}")
+        raise ValueError(f"{place}: got a {file.suffix or 'nameless'} file, expected one of {forms}")
     try:
         table = _parse(file)
     except (ValueError, KeyError, TypeError) as error:  # what pandas, pyarrow and json raise
-        raise ValueError(f"data.{option}={file} cannot be read as {file.suffix[1:]}: {error}") from error
+        raise ValueError(f"{place} cannot be read as {file.suffix[1:]}: {error}") from error
     known = {"index", "path", *needed}
     keys, missing = {"index", "path"} & set(table), [name for name in needed if name not in table]
     if not keys or missing or set(table) - known:
         raise ValueError(
-            f"data.{option}={file}: got the columns {list(table)}, expected "
+            f"{place}: got the columns {list(table)}, expected "
             f"{' and '.join(['index (or path, or both)', *needed])} and no others"
         )
     if not len(table):
-        raise ValueError(f"data.{option}={file} names no sample. Set data.{option}=null to use all")
+        raise ValueError(f"{place} names no sample. {advice}")
     return table
 
 
@@ -107,10 +127,11 @@ def _named(entries: list[Any]) -> pd.DataFrame:
     return pd.DataFrame({"index" if all(text.lstrip("-").isdigit() for text in texts) else "path": texts})
 
 
-def _indices(table: pd.DataFrame, file: str | Path, option: str, manifest: Manifest) -> npt.NDArray[np.int64]:
+def _indices(table: pd.DataFrame, place: str, manifest: Manifest) -> npt.NDArray[np.int64]:
     known = manifest.table
-    train = known[(known["split"] == "train") & (known["true_label"] >= 0)]
-    place = f"data.{option}={file}"
+    train = known[(known["split"] == "train") & ((known["true_label"] >= 0) | manifest.forgotten)]
+    if "path" in table and manifest.key:
+        table = table.assign(path=_as_in_manifest(table["path"], manifest))
     if "index" in table:
         numbers = pd.to_numeric(table["index"], errors="coerce")
         positions = numbers.where(numbers.isin(train["index"]))
@@ -130,6 +151,13 @@ def _indices(table: pd.DataFrame, file: str | Path, option: str, manifest: Manif
     if {"index", "path"} <= set(table):
         _refuse_other_numbering(table, known["path"].to_numpy()[found], place)
     return found
+
+
+def _as_in_manifest(paths: "pd.Series[str]", manifest: Manifest) -> list[str]:
+    # Files from before a sample was forgotten still name its path.
+    buried = set(manifest.table.loc[manifest.forgotten, "path"])
+    names = [tombstone_name(str(path), manifest.key) for path in paths]
+    return [name if name in buried else path for name, path in zip(names, paths, strict=True)]
 
 
 def _refuse_other_numbering(table: pd.DataFrame, paths: npt.NDArray[np.object_], place: str) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lqf_lightning.backbones.run_checkpoint import split_part
 from lqf_lightning.data.manifest import Manifest
 
 
@@ -20,3 +21,19 @@ def seen_in_training(manifest: Manifest, split: str, *others: Path) -> int:
     for other in others:
         seen.update(Manifest.read(other).training_rows()["sha"])
     return int(manifest.rows(split)["sha"].isin(seen - {""}).sum())
+
+
+def manifest_behind(weights: str | None) -> Path | None:
+    """Find the list of the images that weights were trained on.
+
+    Args:
+        weights: A checkpoint of a run, ``RUN/checkpoints/NAME.ckpt`` with or without ``@PART``, what ``lqf-export``
+            wrote into the run's folder, or any other value of ``backbone.weights``.
+
+    Returns:
+        ``RUN/manifest.parquet``, or None if there is none beside the weights.
+    """
+    path, _ = split_part(Path(weights or ""))
+    folder = {".ckpt": path.parent.parent, ".safetensors": path.parent}.get(path.suffix)
+    manifest = None if folder is None else folder / "manifest.parquet"
+    return manifest if manifest is not None and manifest.is_file() else None

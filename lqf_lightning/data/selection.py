@@ -68,7 +68,12 @@ def choose_fraction_per_class(
 
 
 def choose_count_per_class(
-    lots: npt.NDArray[np.uint64], labels: Sequence[int], count: int, classes: Sequence[str], option: str = "shots"
+    lots: npt.NDArray[np.uint64],
+    labels: Sequence[int],
+    count: int,
+    classes: Sequence[str],
+    option: str = "shots",
+    absent: Sequence[int] = (),
 ) -> npt.NDArray[np.int64]:
     """Choose the same number of samples from every class.
 
@@ -78,15 +83,16 @@ def choose_count_per_class(
         count: How many per class.
         classes: Names of the classes.
         option: Name of the option of the data that asks for the count.
+        absent: Positions of classes that need not have any.
 
     Returns:
         Positions in increasing order.
 
     Raises:
-        ValueError: A class has fewer than `count` samples.
+        ValueError: A class that is not `absent` has fewer than `count` samples.
     """
     members = _members(labels)
-    short = {name: len(members.get(label, ())) for label, name in enumerate(classes)}
+    short = {name: len(members.get(label, ())) for label, name in enumerate(classes) if label not in absent}
     short = {name: size for name, size in short.items() if size < count}
     if short:
         listed = ", ".join(f"{name} ({size})" for name, size in sorted(short.items(), key=lambda pair: pair[1])[:5])

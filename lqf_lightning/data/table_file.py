@@ -21,8 +21,18 @@ def write_table(table: pd.DataFrame, file: Path, notes: Mapping[str, Any] | None
     content = pa.Table.from_pandas(table, preserve_index=False)
     known = {key.encode(): json.dumps(value).encode() for key, value in (notes or {}).items()}
     file.parent.mkdir(parents=True, exist_ok=True)
+    replace_table(content.replace_schema_metadata({**(content.schema.metadata or {}), **known}), file)
+
+
+def replace_table(content: pa.Table, file: Path) -> None:
+    """Write a table of pyarrow in place of an earlier one; whoever is interrupted leaves the earlier one as it was.
+
+    Args:
+        content: The table, with its metadata.
+        file: Where to, in a folder that exists.
+    """
     partial = file.with_name(file.name + ".partial")
-    pq.write_table(content.replace_schema_metadata({**(content.schema.metadata or {}), **known}), partial)
+    pq.write_table(content, partial)
     partial.replace(file)
 
 

@@ -38,6 +38,8 @@ from lqf_lightning.linear.metric import CurvatureSolver as CurvatureSolver
 from lqf_lightning.linear.metric import KroneckerMetric as KroneckerMetric
 from lqf_lightning.linear.metric import Metric as Metric
 from lqf_lightning.linear.online import OnlinePrimal as OnlinePrimal
+from lqf_lightning.linear.predict_scrub import ScrubForecast as ScrubForecast
+from lqf_lightning.linear.predict_scrub import predict_scrub as predict_scrub
 from lqf_lightning.linear.primal import PrimalFactor as PrimalFactor
 from lqf_lightning.linear.problem import QuadraticProblem as QuadraticProblem
 from lqf_lightning.linear.problem import mean_of_ridge as mean_of_ridge

@@ -155,6 +155,14 @@ class ConjugateGradient:
         self.image = torch.add(self.image, rows, alpha=length)
         self.steps, self._measured = self.steps + 1, False
 
+    def renew_image(self, rows: Tensor) -> None:
+        """Take in `J movement`, computed anew; the gradient has to be received again.
+
+        Args:
+            rows: The product (n, C) for all samples, free of what the images of the steps have rounded.
+        """
+        self.image, self._measured = rows.to(self.image), False
+
     def _best_length(self, varied: Tensor) -> float:
         curvature = float((self._weight * varied.square()).sum())
         curvature += self.problem.ridge * self.metric.squared_norm(self.direction)

@@ -73,11 +73,22 @@ class FoldedJacobian:
         Returns:
             `J v` (B, C), differentiable in the direction.
         """
+        return self.value_and_push(x, tangents)[1]
+
+    def value_and_push(self, x: Tensor, tangents: Tensors) -> tuple[Tensor, Tensor]:
+        """Evaluate the network at `w0` and apply J, in the work of the second alone.
+
+        Args:
+            x: Input (B, ...).
+            tangents: A folded direction.
+
+        Returns:
+            `f0` and `J v` (B, C), the latter differentiable in the direction.
+        """
         moving = {name: self.network.state[name] for name in tangents}
         with math_attention(self.network.has_fast_path):
-            _, derivative, *_ = jvp(lambda primals: self._evaluate(x, primals), (moving,), (tangents,))
-        result: Tensor = derivative
-        return result
+            value, derivative, *_ = jvp(lambda primals: self._evaluate(x, primals), (moving,), (tangents,))
+        return value, derivative
 
     def pull(self, x: Tensor, rows: list[Tensor]) -> None:
         """Add `J^T r` to the sums.

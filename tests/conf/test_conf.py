@@ -12,6 +12,7 @@ from tiny import compose
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(CONF.rglob("*.yaml"))
 GIVEN = {  # what only the user can give
+    "callbacks/scrub": ["callbacks.scrub.cohort=[0]"],
     "data/folder": ["data.source.root=x"],
     "backbone/timm": ["backbone.name=x"],
     "backbone/torchvision": ["backbone.name=x"],
@@ -76,7 +77,8 @@ def test_method_files_and_tests_share_their_stem():
 
     root = CONF.parent
     for module in (
-        "finetune", "focal_distillation", "lqf", "moco", "supmoco", "byol", "fixmatch", "self_distillation",
+        "finetune", "focal_distillation", "lqf", "mixed_privacy", "moco", "supmoco", "byol", "fixmatch",
+        "self_distillation",
     ):  # fmt: skip
         assert (CONF / "method" / f"{module}.yaml").exists()
         assert (Path(methods.__file__).parent / f"{module}.py").exists()

@@ -319,6 +319,22 @@ def test_no_certificate_without_the_gradient_of_the_present_point() -> None:
         descent.solution()
 
 
+def test_images_computed_anew_bring_back_the_truth() -> None:
+    problem, rows = build("everything"), jacobian()
+    dense, descent = DenseRidge(problem, rows), run(ConjugateGradient(problem, zeros()), rows, 3)
+    descent.image += 1e-3 * normal(8, 3, seed=11)  # what rounding adds up to
+    pull(rows, descent)
+    truth = dense.gradient_length(flat(descent.movement)) / problem.ridge
+    assert descent.certificate.distance_bound != pytest.approx(truth, rel=1e-4)
+    descent.renew_image(rows @ flat(descent.movement))
+    with pytest.raises(RuntimeError, match="call `receive_gradient`"):
+        _ = descent.certificate
+    pull(rows, descent)
+    assert descent.certificate.distance_bound == pytest.approx(truth, rel=EXACT)
+    run(descent, rows, 60)
+    assert near(flat(descent.movement), dense.optimum()[:26], EXACT)
+
+
 def test_where_the_rule_would_turn_back_the_descent_starts_afresh() -> None:
     descent, gradient = ConjugateGradient(build(), zeros()), normal(26)
     descent.receive_gradient(part(gradient))

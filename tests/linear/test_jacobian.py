@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from linear.nets import build_net, dense_jacobian, push, random_direction
-from lqf_lightning.linear import DistributedReducer, LinearizedModel
+from lqf_lightning.linear import DistributedReducer, FoldedJacobian, LinearizedModel, exactly
 from lqf_lightning.linear.jacobian import StreamedJacobian, pull_batch, push_batch, push_pull_batch
 from ranks import run_on_ranks
 
@@ -48,6 +48,18 @@ def test_products_are_those_of_the_dense_jacobian(net: nn.Module, x: Tensor, row
         assert close(got, push(dense, direction))
     for gradient, row in zip(streamed.pull(*rows), rows, strict=True):
         assert same(gradient, transposed(dense, row))
+
+
+def test_a_push_evaluates_the_network_on_the_way(net: nn.Module, x: Tensor, mode: Any) -> None:
+    direction, value = random_direction(net, 4), copy.deepcopy(net)(x).detach()
+    model, dense = LinearizedModel(net, example=x, mode=mode), dense_jacobian(net, x)
+    with exactly(x.device, False):
+        jacobian = FoldedJacobian(model, x)
+        (tangents,) = jacobian.fold([{name: direction[name] for name in list(direction)[-2:]}])
+        got, pushed = jacobian.value_and_push(x, tangents)
+    moved = {name: entry if name in list(direction)[-2:] else 0 * entry for name, entry in direction.items()}
+    assert close(got, value)
+    assert close(pushed, push(dense, moved))
 
 
 def test_fused_product_is_the_weighted_gauss_newton_matrix(net: nn.Module, x: Tensor, rows: Tensor, mode: Any) -> None:

@@ -1,0 +1,34 @@
+"""Forgetting samples on request: scrubs, the noise that hides what they leave, and bounds on what is left."""
+
+from lqf_lightning.forgetting.activation_distance import activation_distance as activation_distance
+from lqf_lightning.forgetting.anamnesis_index import anamnesis_index as anamnesis_index
+from lqf_lightning.forgetting.best_attack import auc_of_information as auc_of_information
+from lqf_lightning.forgetting.best_attack import best_attack_auc as best_attack_auc
+from lqf_lightning.forgetting.best_attack import best_query_attack_auc as best_query_attack_auc
+from lqf_lightning.forgetting.entropy_attack import entropy_attack as entropy_attack
+from lqf_lightning.forgetting.entropy_attack import output_entropy as output_entropy
+from lqf_lightning.forgetting.fisher_scrub import clear_rows as clear_rows
+from lqf_lightning.forgetting.fisher_scrub import fisher_variance as fisher_variance
+from lqf_lightning.forgetting.flow_scrub import flow_scrub as flow_scrub
+from lqf_lightning.forgetting.gaussian_information import certified_information as certified_information
+from lqf_lightning.forgetting.gaussian_information import cumulative_query_information as cumulative_query_information
+from lqf_lightning.forgetting.gaussian_information import gaussian_kl as gaussian_kl
+from lqf_lightning.forgetting.gaussian_information import query_information as query_information
+from lqf_lightning.forgetting.gaussian_information import seed_average as seed_average
+from lqf_lightning.forgetting.kronecker_noise import KroneckerNoise as KroneckerNoise
+from lqf_lightning.forgetting.likelihood_ratio_attack import LikelihoodRatioAttack as LikelihoodRatioAttack
+from lqf_lightning.forgetting.likelihood_ratio_attack import likelihood_ratio_attack as likelihood_ratio_attack
+from lqf_lightning.forgetting.mixed_privacy_bound import mixed_privacy_bound as mixed_privacy_bound
+from lqf_lightning.forgetting.noise import DiagonalNoise as DiagonalNoise
+from lqf_lightning.forgetting.noise import IsotropicNoise as IsotropicNoise
+from lqf_lightning.forgetting.noise import Noise as Noise
+from lqf_lightning.forgetting.ntk_scrub import NTKMovement as NTKMovement
+from lqf_lightning.forgetting.ntk_scrub import ntk_movement as ntk_movement
+from lqf_lightning.forgetting.ntk_scrub import trapezium_scale as trapezium_scale
+from lqf_lightning.forgetting.optimal_covariance import optimal_covariance as optimal_covariance
+from lqf_lightning.forgetting.release_test import ReleaseTest as ReleaseTest
+from lqf_lightning.forgetting.release_test import release_test as release_test
+from lqf_lightning.forgetting.shadow_fit import logit_confidence as logit_confidence
+from lqf_lightning.forgetting.threshold_attack import ThresholdAttack as ThresholdAttack
+from lqf_lightning.forgetting.threshold_attack import threshold_attack as threshold_attack
+from lqf_lightning.forgetting.tug_of_war import tug_of_war as tug_of_war
