@@ -14,15 +14,19 @@ DIR holds dtd10/{train,test}/CLASS and cifar10/{train,test}/CLASS. The last line
 """
 
 import argparse
+import datetime
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from forget_figures import claims, descent_figures, kernel_figures
 from forget_kernel import scrub_by_kernel
 from forget_parts import Case, kept_solution, requests, solve_by_descent, without
+from step_cost import cpu_name
 
-RECIPE = 50  # passes of the training that the comparison is with: epochs of stochastic gradient descent
 SIZES: dict[str, dict[str, Any]] = {
     "quick": {
         "dtd10": {
@@ -54,6 +58,7 @@ def scrub_by_descent(case: Case, size: dict[str, Any], work: Path) -> list[dict[
     print(f"at zero |dw - dw*| <= {zero_bound:.4g}; wanted: {bound:.4g}", flush=True)
     base = kept_solution(work / "base", lambda: solve_by_descent(case, everything, size["mu"], None, bound, 10**3))
     weights = base["movement"]
+    entries.append(base)
     for k in range(1, size["requests"] + 1):
         kept = without(case.samples, gone[:k])
         scrubbed = kept_solution(
@@ -85,9 +90,33 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     for part in SIZES[name]:
         (work / part).mkdir(exist_ok=True)
-    figures = {"dtd10": scrub_by_kernel(options.data / "dtd10", size["dtd10"], work / "dtd10")}
-    print(json.dumps(figures, indent=1))
-    scrub_by_descent(Case(options.data / "cifar10", size["cifar10"]), size["cifar10"], work / "cifar10")
+    case = Case(options.data / "cifar10", size["cifar10"])
+    entries = scrub_by_descent(case, size["cifar10"], work / "cifar10")
+    figures = {
+        "dtd10": kernel_figures(scrub_by_kernel(options.data / "dtd10", size["dtd10"], work / "dtd10")),
+        "cifar10": descent_figures(case, size["cifar10"], work / "cifar10", entries[1:])
+        | {"base": _plain(entries[0]), "retrained": retrainings(size["cifar10"], work / "cifar10")},
+    }
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    report = json.dumps({
+        "benchmark": "forget", "size": name, "sizes": size, "figures": figures,
+        "claims": [] if options.quick else claims(figures),
+        "machine": gpu or f"{cpu_name()}, one thread, shared with other programs", "date": str(datetime.date.today()),
+        "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version(),
+    })  # fmt: skip
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(report + "\n")
+    print(report)
+
+
+def retrainings(size: dict[str, Any], work: Path) -> list[dict[str, Any]]:
+    """What retraining from zero took."""
+    return [_plain(json.loads((work / f"retrain_{k}.json").read_text())) for k in size["retrained"]]
+
+
+def _plain(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry[name] for name in ("passes", "steps", "seconds", "distance_bound")}
 
 
 if __name__ == "__main__":

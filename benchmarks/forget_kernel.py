@@ -14,6 +14,7 @@ from forget_parts import (
     distance,
     kept_kernel,
     kept_solution,
+    read_outs,
     requests,
     solve_with_kernel,
     without,
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from lqf_lightning.forgetting.activation_distance import activation_distance
 from lqf_lightning.forgetting.best_attack import best_attack_auc
-from lqf_lightning.forgetting.entropy_attack import entropy_attack
 from lqf_lightning.forgetting.likelihood_ratio_attack import likelihood_ratio_attack
 from lqf_lightning.forgetting.release_test import release_test
 from lqf_lightning.forgetting.shadow_fit import logit_confidence
@@ -97,22 +97,16 @@ def read_head(head: Kernelled, size: dict[str, Any]) -> dict[str, Any]:
         row = {"request": k, **{name: found[name] for name in ("seconds", "passes", "distance_bound")}}
         row["moved"] = distance(found["movement"], head.after(k - 1)["movement"]) if head.seed == 0 else None
         row["moved_from_original"] = distance(found["movement"], base["movement"])
-        row["original"] = read_outs(head, answers[0], so_far)
-        row["forgotten"] = read_outs(head, answers[k], so_far)
+        row["original"] = reading(head, answers[0], so_far)
+        row["forgotten"] = reading(head, answers[k], so_far)
         row["activation_distance_to_original"] = activation_distance(answers[0][0][so_far], answers[k][0][so_far])
         rows.append(row)
     return {"seed": head.seed, "mu": head.mu, "assembly": head.assembly, "requests": rows, "last": last["seconds"]}
 
 
-def read_outs(head: Kernelled, answers: tuple[Tensor, Tensor], cohort: Tensor) -> dict[str, Any]:
-    """Errors, and the attacks on the cohort."""
-    train, test = answers
-    kept = without(head.trained, [cohort])
-    parts = {"retain": (train[kept], head.case.y[kept]), "forget": (train[cohort], head.case.y[cohort])}
-    parts["test"] = (test, head.case.y_test)
-    attack = entropy_attack(train[kept], test, train[cohort])
-    errors = {f"{name}_error": float((z.argmax(1) != y).double().mean()) for name, (z, y) in parts.items()}
-    return {**errors, "entropy_attack": attack.share, "entropy_attack_error": attack.error}
+def reading(head: Kernelled, answers: tuple[Tensor, Tensor], cohort: Tensor) -> dict[str, Any]:
+    """Errors, and the entropy attack on the cohort."""
+    return read_outs(head.case, answers, cohort, without(head.trained, [cohort]))
 
 
 def first_head(head: Kernelled, size: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +119,17 @@ def first_head(head: Kernelled, size: dict[str, Any]) -> dict[str, Any]:
     answers = {name: head.answers(name, found["movement"]) for name, found in models.items()}
     shadows = shadow_models(head, cohort, size["shadows"])
     kept, target = without(head.trained, [cohort]), answers["retrained"]
-    reference = read_outs(head, target, cohort)
+    reference = reading(head, target, cohort)
     result = {}
+    at_zero = certify(head.case, kept, head.mu, head.case.zeros())["distance_bound"]
     for name, found in models.items():
-        own = read_outs(head, answers[name], cohort)
+        bound = certify(head.case, kept, head.mu, found["movement"])["distance_bound"]
+        own = reading(head, answers[name], cohort)
         keys = ("retain_error", "forget_error", "test_error")
         result[name] = own | {
             "distance": distance(found["movement"], retrained["movement"]),
-            "distance_bound": certify(head.case, kept, head.mu, found["movement"])["distance_bound"],
+            "distance_bound": bound,
+            "relative_gradient": bound / at_zero,
             "tug_of_war": tug_of_war({k: 1 - own[k] for k in keys}, {k: 1 - reference[k] for k in keys}),
             "activation_distance": activation_distance(answers[name][0][cohort], target[0][cohort]),
             "likelihood_ratio": attacked(head, answers[name], cohort, shadows),

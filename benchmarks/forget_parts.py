@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lqf_lightning.backbones import create_backbone
+from lqf_lightning.forgetting import entropy_attack
 from lqf_lightning.linear import (
     ConjugateGradient,
     DualPrecondition,
@@ -148,6 +149,16 @@ def solve_by_descent(
 def distance(first: Tensors, second: Tensors) -> float:
     """Between two sets of weights."""
     return sum(float((first[name].double() - second[name].double()).square().sum()) for name in first) ** 0.5
+
+
+def read_outs(case: Case, answers: tuple[Tensor, Tensor], cohort: Tensor, kept: Tensor) -> dict[str, Any]:
+    """Errors, and the entropy attack on the cohort."""
+    train, test = answers
+    parts = {"retain": (train[kept], case.y[kept]), "forget": (train[cohort], case.y[cohort])}
+    parts["test"] = (test, case.y_test)
+    attack = entropy_attack(train[kept], test, train[cohort])
+    errors = {f"{name}_error": float((z.argmax(1) != y).double().mean()) for name, (z, y) in parts.items()}
+    return {**errors, "entropy_attack": attack.share, "entropy_attack_error": attack.error}
 
 
 def requests(samples: int, share: float, number: int) -> Sequence[Tensor]:

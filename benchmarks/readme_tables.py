@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from readme_cells import percent, rows
+from readme_forget_tables import forget, forget_read_outs, mixed_privacy
 from readme_sample_tables import label_errors, summarize, training_time, unique_information
 
 ROOT = Path(__file__).parent.parent
@@ -179,13 +180,17 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "unique_information": unique_information,
     "summarize": summarize,
     "training_time": training_time,
+    "forget": forget,
+    "forget_read_outs": forget_read_outs,
+    "mixed_privacy": mixed_privacy,
 }
+SOURCES = {"forget_read_outs": "forget"}  # the others are named after their results
 
 
 def render(text: str) -> str:
     """The README with all tables written anew."""
     for name, table in TABLES.items():
-        results = ROOT / "benchmarks" / "results" / f"{name}.json"
+        results = ROOT / "benchmarks" / "results" / f"{SOURCES.get(name, name)}.json"
         head, tail = f"<!-- table: {name} -->\n", "<!-- end -->"
         if not results.exists() and head not in text:
             continue  # measured later

@@ -23,7 +23,8 @@ class ForgettingBounds(Callback):
 
     Before the first step, the problem of the run is solved with all samples and without each cohort, exactly, from its
     kernel. That gives what forgetting will cost in validation accuracy, what the finished model will hold, and how many
-    steps of conjugate gradients the scrub of each cohort will take. At the start, after every validation and at the end
+    steps the scrub of each cohort will take by conjugate gradients without a preconditioner; one by Kronecker factors
+    takes other steps, as a rule fewer. At the start, after every validation and at the end
     the present weights are held against the optima, whatever the solver: what noisy weights and noisy answers tell, in
     nats (see `CohortBounds.now`), logged as ``forget/COHORT/weights_nats`` and so on. The cohort ``nothing`` shows how
     unfinished training is. The reference is the same run without the cohort on images as they are evaluated, with the

@@ -28,6 +28,7 @@ _ASSUMES = (
     "they are evaluated",
     "weights are released once, with Gaussian noise of deviation sigma on every trained number, the intercept included",
     "nats of outputs are those of one noisy model that answers all queries exactly",
+    "scrubs are foretold for conjugate gradients without a preconditioner, from the optimum on all samples",
     "the initial head, batch-norm statistics, hyper-parameters and early stopping may have seen the cohort: that is "
     "not covered",
 )

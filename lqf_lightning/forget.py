@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import tempfile
 import warnings
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import hydra
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from lqf_lightning._launch import in_sweep, is_many_processes, one_job, run_in_own_process
@@ -18,10 +20,11 @@ from lqf_lightning.analysis.scrubs_model import ScrubsModel
 from lqf_lightning.data import ImageDataModule, Manifest
 from lqf_lightning.data.changed_data import refuse_changed_data
 from lqf_lightning.data.cohort import Cohort
-from lqf_lightning.deletion.complete import Request
-from lqf_lightning.deletion.journal import finish_request
+from lqf_lightning.deletion.complete import Request, finish
+from lqf_lightning.deletion.journal import Journal
 from lqf_lightning.finished_run import open_run, steps_taken
 from lqf_lightning.methods import LQF, Method, MixedPrivacy
+from lqf_lightning.resume import run_config
 from lqf_lightning.train import build_trainer, prepare_process
 
 log = logging.getLogger(__name__)
@@ -38,20 +41,19 @@ def forget(config: DictConfig) -> Path:
         The folder of the new model.
     """
     if config.finish is not None:
-        removed = finish_request(Path(config.finish).absolute())
+        removed = finish(Path(config.finish).absolute())
         log.info("purged: %d files deleted, %d filtered", len(removed.deleted), len(removed.filtered))
         return Path(config.finish)
     _refuse_missing(config)
     checkpoint, folder = Path(config.checkpoint).absolute(), Path(config.paths.output_dir).absolute()
     previous = _recorded(checkpoint)
-    spec = _plain_spec(config.cohort)
-    config.callbacks = OmegaConf.to_container(config.callbacks, resolve=True)  # the request is no part of the run
+    Journal.refuse_folders(folder, checkpoint.parent.parent)
+    cohort = _find(config.cohort, previous, whole=_may_forget_all(checkpoint))
+    _keep_secret(config)
     run, data, method = open_run(config, checkpoint, folder)
-    core = previous.table.loc[previous.table["core"] != "", "index"].to_numpy(copy=True)
-    cohort = Cohort.parse(spec, previous, core=torch.from_numpy(core), whole=isinstance(method, MixedPrivacy))
-    refuse_changed_data(previous, data.manifest, cohort.indices)
+    _refuse_changes(folder, previous, data, cohort)
     gone = int(data.manifest.table.loc[cohort.indices.tolist(), "removed"].sum())
-    if gone:  # so that nothing is drawn in their place, the run is opened without the samples
+    if gone and not _means_all(cohort, previous):  # the run is opened without them: nothing is drawn in their place
         log.warning("%d of %d files are gone: the model cannot be asked about the samples", gone, len(cohort))
         run, data, method = _open_without(config, checkpoint, folder, previous.forget(cohort.indices.numpy()))
     request = Request(checkpoint, folder, run, cohort, previous, data, method, gone)
@@ -66,6 +68,10 @@ def forget(config: DictConfig) -> Path:
     check = trainer.validate if len(data.val_dataloader()) else trainer.test
     check(method, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     return folder
+
+
+def _means_all(cohort: Cohort, previous: Manifest) -> bool:
+    return bool(previous.rows("train")["index"].isin(cohort.indices.tolist()).all())
 
 
 def _open_without(
@@ -94,15 +100,56 @@ def _recorded(checkpoint: Path) -> Manifest:
     return Manifest.read(written)
 
 
-def _plain_spec(cohort: Any) -> Any:
-    spec = OmegaConf.to_container(cohort, resolve=True) if OmegaConf.is_config(cohort) else cohort
-    return _download(str(spec["artifact"])) if isinstance(spec, dict) and set(spec) == {"artifact"} else spec
+def _find(wanted: Any, previous: Manifest, *, whole: bool) -> Cohort:
+    spec = OmegaConf.to_container(wanted, resolve=True) if OmegaConf.is_config(wanted) else wanted
+    core = torch.from_numpy(previous.table.loc[previous.table["core"] != "", "index"].to_numpy(copy=True))
+    with tempfile.TemporaryDirectory(prefix="cohort_") as place:  # an artifact is read, and kept nowhere
+        if isinstance(spec, dict) and set(spec) == {"artifact"}:
+            spec = _download(str(spec["artifact"]), Path(place))
+        return Cohort.parse(spec, previous, core=core, whole=whole)
 
 
-def _download(name: str) -> str:
+def _may_forget_all(checkpoint: Path) -> bool:
+    target = str(OmegaConf.select(run_config(checkpoint), "method._target_"))
+    found = hydra.utils.get_object(target)
+    return isinstance(found, type) and issubclass(found, MixedPrivacy)
+
+
+def _keep_secret(config: DictConfig) -> None:
+    # The request is no part of the new run, and goes neither into its files nor to Weights & Biases, whose runs keep
+    # the command line as their name and among their facts, and what is printed, the receipt included.
+    config.callbacks = OmegaConf.to_container(config.callbacks, resolve=True)
+    if config.callbacks.get("scrub"):
+        config.callbacks.scrub.cohort = None
+    for logger in (config.get("logger") or {}).values():
+        if str(logger.get("_target_")).endswith("wandb_logger"):
+            logger.name = logger.get("name") or Path(config.paths.output_dir).name
+            os.environ |= {"WANDB_CONSOLE": "off", "WANDB_X_DISABLE_META": "true"}
+
+
+def _refuse_changes(folder: Path, previous: Manifest, data: ImageDataModule, cohort: Cohort) -> None:
+    if not (len(data.manifest.rows("val")) or len(data.manifest.rows("test"))):
+        _leave_nothing(folder)
+        raise ValueError(
+            "the run has neither validation nor test images, which a request is judged by. Add a folder `test` to the "
+            "data set, with the classes of the run: lqf-forget numbers its images after all others"
+        )
+    try:
+        refuse_changed_data(previous, data.manifest, cohort.indices)
+    except ValueError:
+        _leave_nothing(folder)
+        raise
+
+
+@rank_zero_only
+def _leave_nothing(folder: Path) -> None:
+    for name in ("config.yaml", "environment.json", "manifest.parquet"):  # they list the samples
+        (folder / name).unlink(missing_ok=True)
+
+
+def _download(name: str, folder: Path) -> str:
     import wandb  # takes a second, and most requests need no artifact
 
-    folder = Path(tempfile.mkdtemp(prefix="cohort_"))
     try:
         wandb.Api().artifact(name).download(root=str(folder))
     except (wandb.errors.CommError, wandb.errors.UsageError, ValueError) as error:

@@ -3,17 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 import torch
+import wandb
 
 from lqf_lightning.data import Manifest
+from lqf_lightning.data.cohort import Cohort
 from lqf_lightning.deletion import complete
 from lqf_lightning.deletion.certificate import verify_certificate
 from lqf_lightning.deletion.journal import Journal
+from lqf_lightning.deletion.remains import remains
 from lqf_lightning.evaluate import evaluate
-from lqf_lightning.forget import forget
+from lqf_lightning.forget import _refuse_changes, forget
 from tiny import compose, run_tiny, write_shapes
 
 COHORT = [2, 5, 21]
@@ -184,7 +188,7 @@ def test_data_that_changed_otherwise_is_refused(run, shapes, tmp_path):
 def test_interrupted_deletion_leaves_two_models_apart_and_is_finished_later(run, tmp_path, monkeypatch):
     old = weights(run)
 
-    def fail(folder):
+    def fail(folder, record):
         raise OSError("no more")
 
     monkeypatch.setattr(complete, "finish_request", fail)
@@ -198,6 +202,73 @@ def test_interrupted_deletion_leaves_two_models_apart_and_is_finished_later(run,
     forget(compose(f"finish={tmp_path / 'new'}", f"paths.output_dir={tmp_path / 'unused'}", name="forget"))
     assert Journal.read(tmp_path / "new").state == "purged"
     assert not list(run.rglob("*.ckpt"))
+
+
+def test_finished_deletion_is_written_down(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(complete, "finish", lambda folder: None)  # as after a kill
+        ask(run, tmp_path / "new", f"cohort={COHORT}")
+    assert "Nothing was deleted" in (tmp_path / "new" / "report.html").read_text()
+    forget(compose(f"finish={tmp_path / 'new'}", f"paths.output_dir={tmp_path / 'unused'}", name="forget"))
+    removed = json.loads((tmp_path / "new" / "removed.json").read_text())
+    assert "checkpoints" in removed["deleted"]
+    assert removed["remains"] == []
+    assert "Nothing was deleted" not in (tmp_path / "new" / "report.html").read_text()
+    assert verify_certificate(tmp_path / "new") == []
+
+
+def test_killed_scrub_leaves_a_folder_that_names_no_sample(run, tmp_path, monkeypatch):
+    paths = Manifest.read(run / "manifest.parquet").table.loc[COHORT, "path"].tolist()
+    monkeypatch.setattr("sys.argv", ["lqf-forget", f"cohort=[{','.join(paths)}]"])
+    monkeypatch.setattr(complete.Request, "complete", lambda self, answered, journal, purge: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ask(run, tmp_path / "new", f"cohort=[{','.join(paths)}]")
+    assert Journal.read(tmp_path / "new").state == "scrubbing"
+    assert remains(tmp_path / "new", COHORT, paths) == []
+
+
+@pytest.mark.parametrize("target", ["run", "other"])
+def test_folder_of_another_run_is_not_written_to(run, tmp_path, target):
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=r"Set hydra\.run\.dir"):
+        ask(run, {"run": run, "other": other}[target], f"cohort={COHORT}")
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_half_of_the_samples_is_not_all_of_them(run, shapes, tmp_path):
+    images = Path(shutil.copytree(shapes, tmp_path / "images"))
+    rows = Manifest.read(run / "manifest.parquet").rows("train")
+    half = rows.iloc[::2]
+    assert 2 * len(half) == len(rows)  # with their files gone, as many are left as are forgotten
+    for path in half["path"]:
+        (images / path).unlink()
+    ask(run, tmp_path / "new", f"cohort={half['index'].tolist()}", f"+data.source.root={images}")
+    assert report_of(tmp_path / "new")["request"]["train_after"] == len(half)
+    assert bool(weights(tmp_path / "new").any())
+
+
+def test_run_without_images_to_judge_by_is_refused(run, tmp_path):
+    manifest = Manifest.read(run / "manifest.parquet")
+    manifest.table = manifest.table[manifest.table["split"] == "train"]
+    bare = SimpleNamespace(manifest=manifest)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "manifest.parquet").touch()
+    with pytest.raises(ValueError, match="neither validation nor test images"):
+        _refuse_changes(tmp_path / "new", manifest, bare, Cohort(torch.tensor([2]), "one"))
+    assert not list((tmp_path / "new").rglob("*"))
+
+
+def test_weights_and_biases_hears_nothing_of_the_samples(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_CONSOLE", "auto")
+    monkeypatch.setenv("WANDB_X_DISABLE_META", "false")
+    paths = Manifest.read(run / "manifest.parquet").table.loc[COHORT, "path"].tolist()
+    monkeypatch.setattr("sys.argv", ["lqf-forget", f"cohort=[{','.join(paths)}]"])
+    ask(run, tmp_path / "new", f"cohort=[{','.join(paths)}]", "logger=wandb")
+    wandb.finish()
+    assert list((tmp_path / "new").rglob("*.wandb"))
+    assert remains(tmp_path / "new", COHORT, paths) == []
 
 
 def test_trial_leaves_the_old_run_alone(run, tmp_path):
@@ -219,7 +290,9 @@ def test_wrongly_normalized_scrub_is_not_to_be_released(run, tmp_path, monkeypat
         return type(found)(**{**vars(found), "weights": short})
 
     monkeypatch.setattr(answer_request, "scrub_linear", wrong)
-    ask(run, tmp_path / "new", f"cohort={COHORT}", "callbacks.scrub.retrain=false", "purge=false")
+    ask(run, tmp_path / "new", f"cohort={COHORT}", "callbacks.scrub.retrain=false")
+    assert (run / "checkpoints" / "last.ckpt").is_file()  # the only model that is of any use
+    assert Journal.read(tmp_path / "new").state == "scrubbed"
     judgement = report_of(tmp_path / "new")["judgement"]
     assert not judgement["passed"]
     assert "wrong normalization" in judgement["failures"][0]
@@ -256,6 +329,10 @@ def test_mixed_privacy_forgets_everything_to_the_core(shapes, tmp_path):
     report = report_of(tmp_path / "new")
     assert report["bound"]["nats"] == 0
     assert report["request"]["train_after"] == 0
+    assert "nothing that was learned from the" in report["judgement"]["verdict"]
+    page = (tmp_path / "new" / "report.html").read_text()
+    assert "infinite" not in page
+    assert "the same whatever the samples were" in page
     checkpoint = tmp_path / "new" / "checkpoints" / "last.ckpt"
     evaluate(compose(f"checkpoint={checkpoint}", f"paths.output_dir={tmp_path / 'eval'}", *QUIET, name="eval"))
 
@@ -267,3 +344,23 @@ def test_core_data_cannot_be_forgotten(shapes, tmp_path):
     core = int(table.loc[table["core"] != "", "index"].iloc[0])
     with pytest.raises(ValueError, match="core"):
         ask(tmp_path / "run", tmp_path / "new", f"cohort=[{core}]")
+
+
+def test_cohort_may_be_an_artifact(run, tmp_path, monkeypatch):
+    import wandb
+
+    class Artifact:
+        def download(self, root):
+            pd.DataFrame({"index": COHORT}).to_csv(Path(root) / "request.csv", index=False)
+
+    class Api:
+        def artifact(self, name):
+            if name != "team/project/request:v0":
+                raise wandb.errors.CommError("no such artifact")
+            return Artifact()
+
+    monkeypatch.setattr(wandb, "Api", Api)
+    with pytest.raises(ValueError, match=r"could not be fetched.*cohort=request\.csv"):
+        ask(run, tmp_path / "none", "cohort={artifact: 'team/project/other:v0'}")
+    ask(run, tmp_path / "new", "cohort={artifact: 'team/project/request:v0'}")
+    assert report_of(tmp_path / "new")["request"]["number"] == 3

@@ -1,6 +1,5 @@
 """A request to forget training samples, answered: new weights, and everything that a report on them says."""
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,19 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lqf_lightning.analysis.affordable_shadows import affordable_shadows
 from lqf_lightning.analysis.answers_of_model import Answers, Questions
 from lqf_lightning.analysis.kept_kernel import KeptKernel
 from lqf_lightning.analysis.query_curve import query_curve
 from lqf_lightning.analysis.read_outs import PARTS, read_outs
-from lqf_lightning.analysis.relearn import Relearning
+from lqf_lightning.analysis.relearn import Relearning, RelearnOptions
 from lqf_lightning.analysis.release_noise import noise_kind, release_noise
-from lqf_lightning.analysis.run_problem import problem_of_run
-from lqf_lightning.analysis.scrub_linear import ASSEMBLED, scrub_linear
+from lqf_lightning.analysis.scrub_linear import ASSEMBLED, by_kernel, scrub_linear
 from lqf_lightning.analysis.scrub_network import scrub_network
 from lqf_lightning.analysis.scrub_options import LINEAR, ScrubOptions
 from lqf_lightning.analysis.scrub_words import bound_section, model_section, scrub_section
 from lqf_lightning.analysis.scrubbed import Scrubbed
-from lqf_lightning.analysis.shadow_models import ShadowModels, shadow_models
+from lqf_lightning.analysis.secret_seed import secret_seed
+from lqf_lightning.analysis.shadow_models import ShadowModels
 from lqf_lightning.analysis.trained_elsewhere import weights_of_checkpoint
 from lqf_lightning.analysis.verify_linear import VerifiedWeights, verify_linear
 from lqf_lightning.analysis.with_buffers import with_buffers
@@ -30,10 +30,12 @@ from lqf_lightning.backbones import Backbone
 from lqf_lightning.data import ImageDataModule
 from lqf_lightning.data.cohort import Cohort
 from lqf_lightning.forgetting.noise import Noise
-from lqf_lightning.linear import Certificate, current_reducer
+from lqf_lightning.linear import Certificate
 from lqf_lightning.methods import LQF, Method, MixedPrivacy
 
 Tensors = dict[str, Tensor]
+_SHARE, _FINER = 0.01, 0.01  # of the gradient that the samples leave; of that, where a kernel makes it cheap
+_ROUNDING = 2e-6  # relative gradient of single precision
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class AnswerRequest:
         self.shadows: ShadowModels | str = "none were asked for"
         self.relearning: Relearning | None = None
         self.questions: Questions | None = None
+        self.settled = False  # whether the tolerance was chosen here
 
     def run(self) -> Answered:
         """Do it; all ranks have to call this together.
@@ -96,7 +99,8 @@ class AnswerRequest:
         Returns:
             The new weights and the report.
         """
-        if len(self.cohort) == len(self.data.manifest.rows("train")):
+        left = self.data.manifest.rows("train")["index"]  # already without the cohort where its files are gone
+        if left.isin(self.cohort.indices.tolist()).all():
             return self._forget_everything()
         with torch.inference_mode(False), torch.enable_grad():  # models learn again; an evaluation takes gradients away
             self._prepare()
@@ -137,35 +141,22 @@ class AnswerRequest:
         if not len(self.present):
             return
         validation = bool(len(self.data.val_dataloader()))
-        self.shadows = self._make_shadows(validation)
+        asked = (self.options.shadows, self.options.memory_gib)
+        self.shadows, kernel = affordable_shadows(self.method, self.data, self.present, *asked)
+        self.kernel = kernel if self.kernel is None else self.kernel
         wanted = validation and isinstance(self.shadows, ShadowModels)
         self.questions = Questions(self.data, self.present, validation=wanted)
         self._ask("original")
         if self.options.relearn:
             retained = self.answers["original"].retain.index
-            self.relearning = Relearning(self.method, self.data, self.present, retained)
-
-    def _make_shadows(self, validation: bool) -> ShadowModels | str:
-        if not self.options.shadows:
-            return "none were asked for"
-        if not isinstance(self.method, LQF):
-            return "shadow models are solved from a kernel, which only a linear model has"
-        if not validation:
-            return "shadow models are asked about validation images, and there are none: set data.val_fraction=0.1"
-        samples = len(self.data.manifest.rows("train"))
-        if samples * len(self.method.classes) > ASSEMBLED:
-            return f"the kernel of {samples} samples and {len(self.method.classes)} outputs takes too long"
-        run = problem_of_run(self.method, form="full", memory_gib=self.options.memory_gib)
-        if self.kernel is None:
-            self.kernel = KeptKernel(run.kernel.groups, run.kernel.outputs, run.table.index.cpu())
-        positions = torch.searchsorted(run.table.index.cpu(), self.present)
-        return shadow_models(run, positions, self.options.shadows)
+            self.relearning = Relearning(self.method, self.data, self.present, retained, RelearnOptions(tolerance=0.5))
 
     def _scrub(self) -> tuple[VerifiedWeights | None, Scrubbed]:
         options, method = self.options, self.method
         if isinstance(method, LQF):
             self.data.forget(self.cohort.indices)
             before = verify_linear(method, self.models["original"])
+            self._settle_tolerance(method, before)
             solver: Any = options.name if options.name in LINEAR else "auto"
             return before, self._solve(method, solver, kernel=self.kernel)
         name = "ntk" if options.name == "auto" else options.name
@@ -178,12 +169,20 @@ class AnswerRequest:
         self.data.forget(self.cohort.indices)
         return None, found
 
+    def _settle_tolerance(self, method: LQF, before: Certificate) -> None:
+        # That of the method may be above what the samples leave: then nothing would be done, and nothing proven.
+        if self.options.tolerance is self.options.distance is None:
+            wanted = min(method.tolerance, _SHARE * before.relative_gradient)
+            self.options, self.settled = replace(self.options, tolerance=max(wanted, _ROUNDING)), True
+
     def _solve(self, method: LQF, solver: Any, **changes: Any) -> Scrubbed:
-        options = self.options
+        options, tolerance = self.options, self.options.tolerance
+        if self.settled and tolerance is not None and by_kernel(method, solver, changes.get("kernel")):
+            tolerance = max(_FINER * tolerance, _ROUNDING)
         return scrub_linear(
             method,
             solver=solver,
-            tolerance=options.tolerance,
+            tolerance=tolerance,
             distance=options.distance,
             max_steps=options.max_steps,
             memory_gib=options.memory_gib,
@@ -194,9 +193,7 @@ class AnswerRequest:
     def _release(self, weights: Tensors, noise: Noise | None) -> Tensors:
         if noise is None:
             return dict(weights)
-        drawn = secrets.randbits(62) if self.options.noise_seed is None else self.options.noise_seed
-        seed = int(current_reducer().broadcast_(torch.tensor([drawn], device=self.method.device)))
-        added = noise.draw(weights, seed)
+        added = noise.draw(weights, secret_seed(self.options.noise_seed, self.method.device))
         return {name: weight + added[name].to(weight) for name, weight in weights.items()}
 
     def _retrained(self) -> None:

@@ -4,8 +4,9 @@ import logging
 
 from lqf_lightning.analysis.counted_passes import CountedPasses, Tensors
 from lqf_lightning.analysis.stopping_rule import StoppingRule, next_is_enough, stands_still
-from lqf_lightning.linear import ConjugateGradient
+from lqf_lightning.linear import Certificate, ConjugateGradient
 from lqf_lightning.linear.conjugate_gradient import Precondition
+from lqf_lightning.linear.least_gradient import LeastGradient
 from lqf_lightning.methods import LQF
 from lqf_lightning.methods.solvers.curvature_samples import fit_preconditioner
 
@@ -17,8 +18,11 @@ class NewtonScrub:
     r"""Solves the Newton step :math:`H_r v = g_r(dw)`, which leads to the optimum from any dw, optimal or not.
 
     (Golatkar et al., Mixed-Privacy Forgetting, CVPR 2021, eqs. 9-13, with gradient and Hessian in one normalization.)
-    A step is a pass forward and one back. Where the next point is expected to be good enough its outputs are computed
-    anew, from the weights as they are stored, so that its gradient is at once its certificate.
+    A step is a pass forward and one back. Of all points so far the combination of least gradient is kept
+    (`LeastGradient`), whose bound never rises from step to step, and the descent ends as soon as it is good enough. Its
+    outputs are then computed anew, from the weights as they are stored, so that the gradient that follows is at once
+    its certificate. Where the next point itself is expected to be good enough this is done in the step, which spares a
+    pass back.
 
     Args:
         passes: The samples that are there.
@@ -26,8 +30,9 @@ class NewtonScrub:
         most: Most steps.
 
     Attributes:
-        gaps: What `rule` says of every point.
-        curve: Work, relative gradient and distance by then, for every point.
+        gaps: What `rule` says of the points of the descent.
+        curve: Work, relative gradient and distance by then of the combination, at the start and after every step; the
+            last one is that of the weights that come back, measured from scratch.
         steps: Steps taken.
     """
 
@@ -36,7 +41,6 @@ class NewtonScrub:
         self.gaps: list[float] = []
         self.curve: list[dict[str, float]] = []
         self.steps = 0
-        self._best: Tensors = {}
 
     def run(self, descent: ConjugateGradient) -> ConjugateGradient:
         """Descend.
@@ -45,57 +49,60 @@ class NewtonScrub:
             descent: The start, its gradient measured from scratch.
 
         Returns:
-            The last point, or the best one if rounding stops the descent; its gradient is measured from scratch.
+            The combination, or the last point, in place of the descent; its gradient is measured from scratch.
         """
         exact, always = True, False  # whether the point is, and all have to be, measured from scratch
-        self._note(descent)
-        while True:
-            if self.gaps[-1] <= 1 and exact:
-                return descent
-            if self.gaps[-1] <= 1:  # so it seems by images that have been added up
-                self._renew(descent, None)
-                exact = always = True
-                continue
-            if self.steps >= self.most or stands_still(self.gaps):
-                return self._stop(descent, exact)
+        least = self._begin(descent)
+        while not (exact and self.gaps[-1] <= 1):
+            near = self.rule.gap(least.certificate) <= 1  # so it seems by images that have been added up
+            ends = self.steps >= self.most or stands_still(self.gaps)
+            if near or ends:
+                if self.steps or not exact:
+                    self._move(descent, least.movement)
+                if ends or self.rule.gap(descent.certificate) <= 1:
+                    self._tell(descent)
+                    break
+                always, least = True, self._begin(descent)
             descent.receive_image(self.passes.push(descent.direction, "step"))
             self.steps += 1
             exact = always or next_is_enough(self.gaps)
             if exact:
                 descent.renew_image(self.passes.push(descent.movement, "outputs of the new weights"))
             descent.receive_gradient(self.passes.pull(descent.residual)[0])
-            self._note(descent)
+            least.update()
+            self.gaps.append(self.rule.gap(descent.certificate))
+            self._note(least.certificate)
+        self.curve.pop()
+        self._note(descent.certificate)
+        return descent
 
-    def _note(self, descent: ConjugateGradient) -> None:
-        certificate = descent.certificate
-        self.gaps.append(self.rule.gap(certificate))
+    def _begin(self, descent: ConjugateGradient) -> LeastGradient:
+        # Also after a combination that has turned out worse than its sums said, which is noted in their place.
+        if self.gaps:
+            self.curve.pop()
+        self.gaps = [*self.gaps, self.rule.gap(descent.certificate)]
+        self._note(descent.certificate)
+        return LeastGradient(descent)
+
+    def _move(self, descent: ConjugateGradient, movement: Tensors) -> None:
+        descent.movement, descent.direction = movement, {}  # what follows begins with the steepest descent
+        descent.renew_image(self.passes.push(movement, "outputs of the new weights"))
+        descent.receive_gradient(self.passes.pull(descent.residual)[0])
+
+    def _note(self, certificate: Certificate) -> None:
         row = {"passes": self.passes.count, "distance_bound": certificate.distance_bound}
         if self.rule.tolerance is not None:
             row["relative_gradient"] = certificate.relative_gradient
         self.curve.append(row)
-        if self.gaps[-1] <= min(self.gaps):
-            self._best = descent.movement
 
-    def _renew(self, descent: ConjugateGradient, movement: Tensors | None) -> None:
-        descent.movement = descent.movement if movement is None else movement
-        descent.renew_image(self.passes.push(descent.movement, "outputs of the new weights"))
-        descent.receive_gradient(self.passes.pull(descent.residual)[0])
-        self.gaps.pop()
-        self.curve.pop()
-        self._note(descent)
-
-    def _stop(self, descent: ConjugateGradient, exact: bool) -> ConjugateGradient:
-        last = self._best is descent.movement
-        if not (last and exact):
-            self._renew(descent, self._best)
-        if self.passes.method.trainer.is_global_zero and self.gaps[-1] > 1:
+    def _tell(self, descent: ConjugateGradient) -> None:
+        found = descent.certificate
+        if self.passes.method.trainer.is_global_zero and self.rule.gap(found) > 1:
             why = "rounding allows no better" if stands_still(self.gaps) else f"after max_steps={self.most}"
-            found = descent.certificate
             log.warning(
                 "the scrub stopped before it was near enough, %s: dw is within %.3g of the optimum. Set a higher "
                 "tolerance, max_steps or method.ridge, or trainer.precision=64-true", why, found.distance_bound,
             )  # fmt: skip
-        return descent
 
 
 def fit_inverse(method: LQF, passes: CountedPasses) -> Precondition | None:

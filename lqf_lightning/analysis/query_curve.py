@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from lqf_lightning.analysis.query_set import QuerySet, gather_images, spread_evenly
+from lqf_lightning.linear.metric import dot
 from lqf_lightning.methods import LQF
 from lqf_lightning.methods.solvers.training_table import fixed_batches
+
+_ROUNDING = 0.01  # by how much, as a share, queries that span all weights may seem to tell more than these
 
 
 def query_curve(
@@ -33,9 +36,11 @@ def query_curve(
     wanted = spread_evenly(index, number, len(method.classes))
     images = gather_images(wanted, fixed_batches(method, loader, "queries"))
     counts = [2**power for power in range(len(wanted).bit_length()) if 2**power < len(wanted)] + [len(wanted)]
-    curve, most = [], 0.0
+    curve, most, whole = [], 0.0, 0.5 * dot(dict(change), dict(change)) / sigma**2
     for count in counts:
-        told = QuerySet.of(method, images[:count], wanted[:count]).information(method, {"change": change}, sigma)
-        most = max(most, told["change"])  # directions lost in rounding come and go with the queries
+        queries = QuerySet.of(method, images[:count], wanted[:count])
+        told = queries.information(method, {"change": change}, sigma)["change"]
+        told = whole if whole < told <= (1 + _ROUNDING) * whole else told  # a larger excess is an error, and stays
+        most = max(most, told)  # directions lost in rounding come and go with the queries
         curve.append({"number": float(count), "nats": most})
     return curve

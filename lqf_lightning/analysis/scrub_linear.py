@@ -71,7 +71,10 @@ def scrub_linear(
         log.info("ridge=%.4g is kept: it was chosen when the samples to forget still had a say", method.ridge)
     rule = StoppingRule(method.tolerance if tolerance is distance is None else tolerance, distance)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        if _by_kernel(method, solver, kernel):
+        chosen = by_kernel(method, solver, kernel)
+        source = f"one to assemble (up to {ASSEMBLED} rows by itself)" if kernel is None else "the one that was kept"
+        log.info("scrub by %s: solver=%s", f"a kernel, {source}" if chosen else "conjugate gradients", solver)
+        if chosen:
             found = _by_factorization(method, rule, max_steps, kernel, memory_gib)
         else:
             found = _by_steps(method, rule, max_steps, from_zero)
@@ -107,14 +110,21 @@ class _Found:
         return Scrubbed(weights, certificate, bound, self.name, self.steps, self.passes.count, seconds, self.curve)
 
 
-def _by_kernel(method: LQF, solver: SolverChoice, kernel: KeptKernel | None) -> bool:
+def by_kernel(method: LQF, solver: SolverChoice, kernel: KeptKernel | None) -> bool:
+    """Say whether `scrub_linear` would take a kernel.
+
+    Args:
+        method: The method, its data module without the samples to forget.
+        solver: See `scrub_linear`.
+        kernel: Kernel of the training samples; None: there is none.
+
+    Returns:
+        Whether it would.
+    """
+    if solver != "auto":
+        return solver == "kernel"
     samples, outputs = len(method.solver.data_module().fixed_train_dataloader().dataset), len(method.classes)
-    fits = samples * outputs <= (ASSEMBLED if kernel is None else LIMIT)
-    chosen = fits if solver == "auto" else solver == "kernel"
-    source = "that was kept" if kernel is not None else f"to assemble (up to {ASSEMBLED} rows, there are "
-    source += "" if kernel is not None else f"{samples} x {outputs})"
-    log.info("scrub by %s: solver=%s, with a kernel %s", "kernel" if chosen else "conjugate gradients", solver, source)
-    return chosen
+    return samples * outputs <= (ASSEMBLED if kernel is None else LIMIT)
 
 
 def _by_steps(method: LQF, rule: StoppingRule, most: int, from_zero: bool) -> _Found:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import secrets
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from lqf_lightning.analysis.hide_class import hide_class
 from lqf_lightning.analysis.linearized_step import linearized_step
 from lqf_lightning.analysis.network_scrub import NetworkScrub
 from lqf_lightning.analysis.scrubbed import Scrubbed
+from lqf_lightning.analysis.secret_seed import secret_seed
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.congruence import diagonal_fisher, reestimate_batch_norm
 from lqf_lightning.forgetting.fisher_scrub import clear_rows, fisher_variance
@@ -118,15 +118,10 @@ def _noisy(split: CohortSplit, method: Finetune, options: NetworkScrub, work: _W
         head_cap=options.head_cap, factor=options.factor, by_filter=options.by_filter,
     )  # fmt: skip
     cleared, variance = clear_rows(work.weights, variance, head, split.classes, options.class_variance)
-    drawn = DiagonalNoise(variance).draw(cleared, _noise_seed(options, method.device))
+    drawn = DiagonalNoise(variance).draw(cleared, secret_seed(options.noise_seed, method.device))
     evaluations = 2 + 2 * (options.draws or len(method.classes))  # twice forward, and back for every label
     noisy = {name: weight + drawn[name] for name, weight in cleared.items()}
     return _Work(noisy, work.passes + evaluations / _STEP, work.steps, work.curve)
-
-
-def _noise_seed(options: NetworkScrub, device: torch.device) -> int:
-    seed = secrets.randbits(62) if options.noise_seed is None else options.noise_seed
-    return int(current_reducer().broadcast_(torch.tensor([seed], device=device)))
 
 
 def _statistics(split: CohortSplit, method: Finetune, weights: Tensors, passes: float) -> tuple[Tensors, float]:

@@ -17,7 +17,8 @@ class ScrubOptions:
 
     Attributes:
         name: "newton" or "kernel" for `lqf`, another for `finetune`; "auto": the exact one that is cheaper, or "ntk".
-        tolerance: Relative gradient to reach; None: that of the method, unless there is a `distance`.
+        tolerance: Relative gradient to reach; None: a hundredth of what the samples leave when they go, at most that of
+            the method, unless there is a `distance`.
         distance: Bound on the distance from the optimum to reach instead.
         max_steps: Most steps of conjugate gradients.
         noise: Of the released weights; "auto": isotropic for `lqf`, none for `finetune`.

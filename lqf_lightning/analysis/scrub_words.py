@@ -117,7 +117,9 @@ def _assumptions(found: Scrubbed) -> list[str]:
         "per sample, on the samples that are left, and is released with noise of the same kind.",
         "The weights before noise, the noise and its seed are known to nobody.",
         "The noisy weights are released once. A second release with other noise is a second answer.",
-        "The gradient is computed in floating point; its rounding is not part of the bound.",
+        "The bound is about the released weights. This report holds numbers of the weights before noise (distances, "
+        "gradients) and is not published with them.",
+        "Gradient, noise and weights are rounded as floating-point numbers are; rounding is not part of the bound.",
     ]
     if found.intercept_bound is None:
         words.append(

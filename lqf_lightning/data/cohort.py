@@ -101,16 +101,25 @@ def _find(spec: Any, manifest: Manifest, free: Any) -> tuple[npt.NDArray[np.int6
 
 def _find_by_property(spec: dict[str, Any], manifest: Manifest, free: Any) -> tuple[npt.NDArray[np.int64], str]:
     if set(spec) in ({"class"}, {"classes"}):
-        names = [spec["class"]] if "class" in spec else list(spec["classes"])
-        names = [str(name) for name in names]
+        asked = spec["class"] if "class" in spec else spec["classes"]
+        names = [
+            str(name) for name in ([asked] if isinstance(asked, str) or not isinstance(asked, Sequence) else asked)
+        ]
         if unknown := [name for name in names if name not in manifest.classes]:
             raise ValueError(f"cohort: no class is called {', '.join(unknown)}. Expected some of {manifest.classes}")
         words = f"class{'es' if len(names) > 1 else ''} {', '.join(names)}"
         return _some(free.loc[free["class"].isin(names), "index"].to_numpy(), words), words
     if set(spec) in ({"fraction"}, {"fraction", "seed"}):
-        fraction, seed = float(spec["fraction"]), int(spec.get("seed", 0))
-        if not 0 < fraction <= 1:
-            raise ValueError(f"cohort: got a fraction of {fraction}, expected one above 0 and at most 1")
+        fraction, seed = spec["fraction"], spec.get("seed", 0)
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
+            raise ValueError(
+                f"cohort: got a fraction of {fraction}, expected a number above 0 and at most 1. Set "
+                "cohort={fraction: 0.01, seed: 0}"
+            )
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(
+                f"cohort: got the seed {seed}, expected a whole number. Set cohort={{fraction: 0.01, seed: 0}}"
+            )
         lots = draw_lots(free["path"], seed, "cohort")
         words = f"fraction {fraction:g}, seed {seed}"
         return _some(free["index"].to_numpy()[choose_lowest(lots, round(fraction * len(free)))], words), words

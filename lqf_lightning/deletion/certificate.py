@@ -1,6 +1,7 @@
 """What a run that forgot states about itself, in a form that an auditor can check against the files."""
 
 import json
+import pickle
 import secrets
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -24,9 +25,11 @@ def write_certificate(
 ) -> str:
     """Write ``certificate.json`` beside everything that it is about, which has to be there already.
 
-    The hashes are of the released weights (noise included), of all other entries of the checkpoint (the pre-trained
-    network), of the configuration, the report and the retained samples, each of which can be computed again from the
-    folder; and of the cohort, which only the holder of the receipt can compute again.
+    The hashes are of the released weights (noise included), of all other tensors of its state dict (the
+    pre-trained network), of the configuration, the report and the retained samples (contents and labels), each of which
+    can be computed again from the folder; and of the cohort, which only the holder of the receipt can compute again.
+    Not covered: other entries of the checkpoint, ``report.html``, validation and test samples, and this file itself,
+    which is not signed; ``forgetting.json`` keeps its hash.
 
     Args:
         folder: The new run folder, with ``config.yaml``, ``manifest.parquet`` and perhaps ``report.json``.
@@ -70,7 +73,13 @@ def verify_certificate(folder: Path) -> list[str]:
         found |= {} if now == known else {name: f"{name} is {now}, the certificate says {known}"}
     if not checkpoint.is_file():
         return [*found.values(), f"{checkpoint.name} is missing"]
-    for name, now in _weights(checkpoint, stated["checkpoint"]["prefix"]).items():
+    if not (folder / _MANIFEST).is_file():
+        return [*found.values(), f"{_MANIFEST} is missing"]
+    try:
+        weights = _weights(checkpoint, stated["checkpoint"]["prefix"])
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        return [*found.values(), f"{checkpoint.name} cannot be read ({str(error).partition(chr(10))[0]})"]
+    for name, now in weights.items():
         known = stated["weights"][name]
         found |= {} if now == known else {name: f"the {name} weights are {now}, the certificate says {known}"}
     if (now_retained := _retained(folder)) != (known_retained := stated["retained"]):

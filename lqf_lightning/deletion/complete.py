@@ -3,7 +3,9 @@
 import datetime
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from lqf_lightning.deletion.certificate import write_certificate
 from lqf_lightning.deletion.checkpoint import scrubbed_checkpoint, write_checkpoint
 from lqf_lightning.deletion.content_hash import tensors_hash
 from lqf_lightning.deletion.filter_file import filter_file
+from lqf_lightning.deletion.journal import NAME as JOURNAL
 from lqf_lightning.deletion.journal import Journal, finish_request
 from lqf_lightning.deletion.judgement import judge
 from lqf_lightning.deletion.limits import not_covered, plain_config
+from lqf_lightning.deletion.purge import Removed
 from lqf_lightning.deletion.remains import remains
 from lqf_lightning.deletion.report import write_report
 from lqf_lightning.deletion.traces import Traces
@@ -67,11 +71,13 @@ class Request:
         return names
 
     def begin(self) -> Journal:
-        """Open the journal; nothing of the old run is touched.
+        """Open the journal; nothing of the old run is touched, and the new folder names the samples no more.
 
         Returns:
             The journal.
         """
+        self.data.manifest.forget(self.cohort.indices).write(self.folder / "manifest.parquet")
+        forget_command(self.folder)
         weights = tensors_hash(torch.load(self.checkpoint, map_location="cpu", weights_only=True)["state_dict"])
         return Journal.begin(self.folder, self.old, self.cohort, weights, datetime.date.today().isoformat())
 
@@ -81,7 +87,8 @@ class Request:
         Args:
             answered: The new weights and what is known of them.
             journal: Of the request.
-            purge: Whether to delete what the old run holds of the samples.
+            purge: Whether to delete what the old run holds of the samples; if a check of the new model failed, that
+                waits for `finish`.
         """
         file, prefix = self.folder / "checkpoints" / "last.ckpt", prefix_of_trained(self.method)
         content = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
@@ -97,16 +104,20 @@ class Request:
         write_report(self.folder, report)
         journal.scrubbed(weights)
         log.info("receipt of the request, written nowhere else: %s", receipt)
-        if purge:
-            report = report | {"removed": self._purge()}
-            write_report(self.folder, report | {"judgement": judge(report)})
-            write_json(self.folder / "removed.json", report["removed"])
+        if purge and report["judgement"]["passed"]:
+            finish(self.folder)
+            return
         log.info("%s", report["judgement"]["verdict"])
+        if purge:
+            log.warning(
+                "nothing was deleted: the new model is not to be released, so the old one stays. See report.html; ask "
+                "again in a new folder, or delete all the same with lqf-forget finish=%s",
+                self.folder,
+            )
 
     def _write_data(self, answered: Answered) -> None:
         self.data.manifest.write(self.folder / "manifest.parquet")
         OmegaConf.save(OmegaConf.create(plain_config(self.run)), self.folder / "config.yaml")
-        forget_command(self.folder)
         keep_sample_files(self.run, self.folder)
         traces = Traces(self.cohort.indices.tolist(), self.paths)
         for copy in self.folder.glob("data_*"):
@@ -125,23 +136,43 @@ class Request:
                 "date": journal.requests[-1]["date"], "position": journal.requests[-1]["position"],
             },
             **answered.report,
-            "not_covered": not_covered(self.method, self.run, self.previous, self.gone),
+            "not_covered": not_covered(
+                self.method, self.run, self.previous, self.gone, chosen=self.checkpoint.stem != "last"
+            ),
             "hashes": {"weights before": journal.requests[-1]["hashes"]["weights_before"], "weights after": weights},
             "removed": None,
         }  # fmt: skip
         return report | {"judgement": judge(report)}
 
-    def _purge(self) -> dict[str, list[str]]:
-        removed = finish_request(self.folder)
-        found = [
-            f"{folder.name}/{place}"
-            for folder in (self.old, self.folder)
-            for place in remains(folder, self.cohort.indices.tolist(), self.paths)
-        ]
-        return {
-            "deleted": removed.deleted, "filtered": removed.filtered, "not_inspected": removed.not_inspected,
-            "remains": found,
-        }  # fmt: skip
+
+def finish(folder: Path) -> Removed:
+    """Purge the old run of a request whose new model is written, and write down what was deleted.
+
+    Args:
+        folder: The new run folder; gets ``removed.json``, and ``report.html`` once more.
+
+    Returns:
+        What was removed this time.
+    """
+    return finish_request(folder, partial(_record, folder))
+
+
+def _record(folder: Path, removed: Removed, pending: Mapping[str, Any]) -> None:
+    found = [
+        f"{place.name}/{what}"
+        for place in (Path(pending["old"]), folder)
+        for what in remains(place, pending["indices"], pending["paths"])
+        if not (place == folder and what.startswith(JOURNAL))  # which drops them next
+    ]
+    section = {
+        "deleted": removed.deleted, "filtered": removed.filtered, "not_inspected": removed.not_inspected,
+        "remains": found,
+    }  # fmt: skip
+    report = json.loads((folder / "report.json").read_text()) | {"removed": section}
+    judgement = judge(report)
+    write_report(folder, report | {"judgement": judgement})
+    write_json(folder / "removed.json", section)
+    log.info("%s", judgement["verdict"])
 
 
 def forget_command(folder: Path) -> None:

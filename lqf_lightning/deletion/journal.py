@@ -1,7 +1,7 @@
 """The requests that a model has answered, and how far the last one has come."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from lqf_lightning.deletion.purge import Removed, purge_run
 from lqf_lightning.run_folder import write_json
 
 NAME = "forgetting.json"
+Record = Callable[[Removed, Mapping[str, Any]], None]
 
 
 class Journal:
@@ -21,7 +22,8 @@ class Journal:
 
     A request is "scrubbing" until the new model, its report and its certificate are written (the old run is whole and
     the model in use), then "scrubbed" (the new model is the one in use; the old run is being purged), then "purged".
-    Only before that does the journal hold which samples to purge and where; then it drops them.
+    Only while it is "scrubbed" does the file say which samples to purge and where: a scrub that was interrupted leaves
+    a folder that names none, and so does one whose purge is done.
 
     Args:
         folder: The run folder.
@@ -51,6 +53,33 @@ class Journal:
         return cls(folder, content.get("requests", ()), content.get("pending"))
 
     @classmethod
+    def refuse_folders(cls, folder: Path, old: Path) -> None:
+        """Check that a request on one run can be answered in a folder; nothing is written.
+
+        Args:
+            folder: The new run folder.
+            old: The old one.
+
+        Raises:
+            ValueError: The folders are the same, the new one has answered a request already or holds another run, or
+                the old one is not finished with its last.
+        """
+        if folder.resolve() == old.resolve():
+            raise ValueError(
+                f"{folder} is the run itself. Set hydra.run.dir to a new folder for the model that forgets"
+            )
+        own, earlier = cls.read(folder), cls.read(old)
+        if own.requests and own.state != "scrubbing":
+            raise ValueError(f"{folder} has answered a request already. Set hydra.run.dir to a new folder")
+        if not own.requests and any((folder / "checkpoints").glob("*.ckpt")):
+            raise ValueError(f"{folder} holds another run, which would be lost. Set hydra.run.dir to a new folder")
+        if earlier.requests and earlier.state != "purged":
+            raise ValueError(
+                f"the last request of {old} is {earlier.state}, not purged: finish it before the next one, with "
+                f"lqf-forget finish={old}"
+            )
+
+    @classmethod
     def begin(cls, folder: Path, old: Path, cohort: Cohort, weights: str, date: str) -> Self:
         """Open the journal of a new run folder with a request, behind those that the old run answered.
 
@@ -63,23 +92,9 @@ class Journal:
 
         Returns:
             The journal, written.
-
-        Raises:
-            ValueError: The folders are the same, the new one has answered a request already, or the old one is not
-                finished with its last.
         """
-        if folder.resolve() == old.resolve():
-            raise ValueError(
-                f"{folder} is the run itself. Set hydra.run.dir to a new folder for the model that forgets"
-            )
-        own, earlier = cls.read(folder), cls.read(old)
-        if own.requests and own.state != "scrubbing":
-            raise ValueError(f"{folder} has answered a request already. Set hydra.run.dir to a new folder")
-        if earlier.requests and earlier.state != "purged":
-            raise ValueError(
-                f"the last request of {old} is {earlier.state}, not purged: finish it before the next one. Start "
-                "lqf-forget once more for that folder"
-            )
+        cls.refuse_folders(folder, old)
+        earlier = cls.read(old)
         paths = Manifest.read(old / "manifest.parquet").table.loc[cohort.indices.tolist(), "path"].tolist()
         position = len(earlier.requests) + 1
         entry = {"position": position, "date": date, "number": len(cohort), "cohort": cohort.spec, "run": old.name}
@@ -114,16 +129,16 @@ class Journal:
 
     def write(self) -> None:
         """Write the journal, whole or not at all."""
-        write_json(
-            self.folder / NAME, {"requests": self.requests} | ({"pending": self.pending} if self.pending else {})
-        )
+        told = self.pending and self.state == "scrubbed"
+        write_json(self.folder / NAME, {"requests": self.requests} | ({"pending": self.pending} if told else {}))
 
 
-def finish_request(folder: Path) -> Removed:
+def finish_request(folder: Path, record: Record | None = None) -> Removed:
     """Purge the old run of a request whose new model is written; may be called again after an interruption.
 
     Args:
         folder: The new run folder.
+        record: Called with what was removed and what the journal knows of the samples, before it drops that.
 
     Returns:
         What was removed this time; nothing where the request was finished already.
@@ -141,6 +156,8 @@ def finish_request(folder: Path) -> Removed:
         return Removed([], [], [])
     pending = journal.pending
     removed = purge_run(Path(pending["old"]), pending["indices"], pending["paths"])
+    if record is not None:
+        record(removed, pending)
     journal.requests[-1]["state"], journal.pending = "purged", {}
     journal.write()
     return removed

@@ -9,6 +9,7 @@ from lqf_lightning.deletion.behavior_rules import behavior_cautions, behavior_fa
 from lqf_lightning.deletion.report_words import advantage, percent, quantity
 
 Report = Mapping[str, Any]
+_USELESS = 0.9  # advantage of a test that a bound leaves
 _ROUNDING = 1.1  # a gradient that is measured again is summed in another order
 
 
@@ -53,14 +54,23 @@ def _verdict(report: Report, failures: list[str]) -> str:
         return f"No check found a trace of the {number} samples, but nothing is proven: this scrub is a heuristic."
     if _verified(scrub) is None:
         return f"No check found a trace of the {number} samples, but the scrub was not verified by a new gradient."
+    if scrub.get("noise") is None and nats == 0:
+        return (
+            f"The trained weights are zero: nothing that was learned from the {number} samples is left in this model."
+        )
     if scrub.get("noise") is None or nats is None or not math.isfinite(nats):
         return (
             f"The weights are proven to be near those of a model trained without the {number} samples "
             f"(distance at most {quantity(scrub.get('distance_bound'))}); without noise no amount of information is."
         )
+    if advantage(nats) > _USELESS:
+        return (
+            f"No check failed, but the bound of {quantity(nats)} nats proves nothing: the noise is too small for how "
+            "far the scrub may be from a model that was trained without the samples."
+        )
     return (
-        f"This model is, up to {quantity(nats)} nats, one that was trained without the {number} samples, as far as the "
-        "assumptions below hold."
+        f"This model is, up to {quantity(nats)} nats, one that was trained without the {number} samples, as far as "
+        "the assumptions below hold."
     )
 
 
@@ -73,10 +83,16 @@ def _gradient(report: Report) -> list[str]:
     measured, tolerance = _verified(scrub), scrub.get("tolerance")
     if measured is None or tolerance is None or measured <= _ROUNDING * tolerance:
         return []
+    claimed = scrub.get("relative_gradient")
+    stopped = claimed is not None and claimed > tolerance
+    why = (
+        "The solver stopped before it was there: set max_steps or tolerance higher."
+        if stopped
+        else "A scrub that has converged and still leaves a gradient has a wrong normalization."
+    )
     return [
         f"This is not the optimum without the samples: the gradient on the retained samples, measured anew, is "
-        f"{quantity(measured)} of that of the untrained model, the tolerance is {quantity(tolerance)}. A scrub that "
-        "has converged and still leaves a gradient has a wrong normalization."
+        f"{quantity(measured)} of that of the untrained model, the tolerance is {quantity(tolerance)}. {why}"
     ]
 
 
@@ -123,7 +139,7 @@ def _proof(report: Report) -> list[str]:
 
 
 def _noise(report: Report) -> list[str]:
-    if report["scrub"].get("noise") is None:
+    if report["scrub"].get("noise") is None and _whole(report["bound"]) != 0:
         return ["No noise was added: the bound on information is infinite. Set sigma=1e-3."]
     return []
 
@@ -167,7 +183,10 @@ def _files(report: Report) -> list[str]:
 def _purge(report: Report) -> list[str]:
     removed = report.get("removed")
     if removed is None:
-        return ["Nothing was deleted from the run folder: caches and checkpoints there may still hold the samples."]
+        return [
+            "Nothing was deleted from the run folder when this was written: caches and checkpoints there may hold the "
+            "samples. removed.json, where there is one, says what was deleted since."
+        ]
     if skipped := removed.get("not_inspected"):
         return [f"Nobody looked into {', '.join(map(str, skipped))}: look whether the samples are in there."]
     return []

@@ -8,7 +8,9 @@ from lqf_lightning.data import Manifest
 from lqf_lightning.methods import LQF, Method
 
 
-def not_covered(method: Method, run: DictConfig, manifest: Manifest, files_gone: int) -> list[str]:
+def not_covered(
+    method: Method, run: DictConfig, manifest: Manifest, files_gone: int, *, chosen: bool = False
+) -> list[str]:
     """List the ways in which the samples may have left traces that no scrub of the weights removes.
 
     Args:
@@ -16,6 +18,7 @@ def not_covered(method: Method, run: DictConfig, manifest: Manifest, files_gone:
         run: Configuration of the run.
         manifest: Of the run, with the samples.
         files_gone: How many of the samples have no file any more.
+        chosen: Whether the checkpoint is one of several that were compared, and not the last.
 
     Returns:
         Sentences.
@@ -28,7 +31,7 @@ def not_covered(method: Method, run: DictConfig, manifest: Manifest, files_gone:
         "before, or loaded with the network, knows the data that it was fitted to.",
         _statistics(method),
         "Normalization constants of the images are those of the pre-trained network, not of this data set.",
-        _choices(method, run),
+        _choices(method, run, chosen),
         "Copies elsewhere: backups, exported or deployed models, predictions, and what was uploaded to Weights & "
         "Biases (runs, tables, pictures, artifacts). Delete them where they are.",
         "The image files themselves, which belong to the data set and not to the run.",
@@ -50,13 +53,13 @@ def _statistics(method: Method) -> str:
     )
 
 
-def _choices(method: Method, run: DictConfig) -> str:
+def _choices(method: Method, run: DictConfig, compared: bool) -> str:
     chosen = []
     if OmegaConf.select(run, "method.ridge") == "auto":
         chosen.append(
             f"the ridge ({method.ridge:.3g}), by leave-one-out on all samples" if isinstance(method, LQF) else ""
         )
-    if OmegaConf.select(run, "checkpoints") is not None and not getattr(method, "sweeps", 0):
+    if compared and not getattr(method, "sweeps", 0):
         chosen.append("the epoch, where the best checkpoint on validation data was taken")
     known = "; ".join(entry for entry in chosen if entry)
     return (

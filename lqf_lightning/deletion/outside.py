@@ -1,5 +1,6 @@
 """What a run keeps outside of its folder."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 _SHARED = {"cache_dir": "a cache that other runs may share", "subset": "a file of yours", "weights": "a file of yours"}
+
+_PART = re.compile(r"[0-9a-f]{32}(\.\d+)?\.(safetensors|partial)$")  # as `TensorFolder` names them; others are yours
 
 
 def kernel_files(folder: Path) -> list[Path]:
@@ -21,7 +24,7 @@ def kernel_files(folder: Path) -> list[Path]:
     kept = _kernel_folder(folder)
     if kept is None or not kept.is_dir() or kept.resolve().is_relative_to(folder.resolve()):
         return []
-    return [file for ending in ("*.safetensors", "*.partial") for file in sorted(kept.glob(ending))]
+    return sorted(file for file in kept.iterdir() if _PART.match(file.name))
 
 
 def outside_places(folder: Path) -> list[str]:

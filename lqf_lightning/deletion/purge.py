@@ -79,6 +79,9 @@ def purge_run(folder: Path, indices: Iterable[int], paths: Iterable[str], *, kee
 
 def _treat(file: Path, folder: Path, traces: Traces, removed: Removed) -> None:
     name = file.relative_to(folder).as_posix()
+    if file.is_symlink() and not (file.is_file() and _is_inside(file, folder)):
+        removed.not_inspected.append(f"{name}: a link to {file.readlink()}, which is a folder, or not here")
+        return
     if file.suffix.lower() in _ENDINGS or (file.suffix == ".parquet" and file.name.startswith(_JOINT)):
         _delete(file, folder, removed)
         return
@@ -92,12 +95,18 @@ def _treat(file: Path, folder: Path, traces: Traces, removed: Removed) -> None:
 
 
 def _delete(place: Path, folder: Path, removed: Removed) -> None:
+    name = place.relative_to(folder).as_posix() if place.is_relative_to(folder) else str(place)
+    if place.is_symlink() and place.exists() and not _is_inside(place, folder):
+        removed.not_inspected.append(f"{place.resolve()}: {name} was a link to it, and only the link is deleted")
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place)
     else:
         place.unlink(missing_ok=True)
-    inside = place.is_relative_to(folder)
-    removed.deleted.append(place.relative_to(folder).as_posix() if inside else str(place))
+    removed.deleted.append(name)
+
+
+def _is_inside(place: Path, folder: Path) -> bool:
+    return place.resolve().is_relative_to(folder.resolve())
 
 
 def _files(folder: Path, keep: Collection[str]) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Looking for samples in what a purge has left."""
 
 import json
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -38,8 +40,15 @@ def remains(folder: Path, indices: Iterable[int], paths: Iterable[str]) -> list[
             found.append(f"{name}: the name of the file")
         if traces.in_bytes(file.read_bytes()):
             found.append(f"{name}: a path")
-        found += [f"{name}: {what}" for what in _inside(file, traces)]
+        found += [f"{name}: {what}" for what in _readable(file, traces)]
     return found
+
+
+def _readable(file: Path, traces: Traces) -> list[str]:
+    try:
+        return _inside(file, traces)
+    except (ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError):
+        return []  # broken, or a file of somebody else: its bytes were searched, and a purge lists what it cannot read
 
 
 def _inside(file: Path, traces: Traces) -> list[str]:

@@ -116,7 +116,7 @@ def draw_queries(queries: Sequence[Report], nats: float | None) -> str | None:
 
     Args:
         queries: Entries with ``number`` and ``nats``.
-        nats: Bound for the weights; None if there is none.
+        nats: What the weights tell of the same two models; None if that is not known.
 
     Returns:
         An address that holds the picture; None without queries.
@@ -128,7 +128,7 @@ def draw_queries(queries: Sequence[Report], nats: float | None) -> str | None:
     axes = figure.subplots()
     axes.plot(*zip(*points, strict=True), "o-", color=_COLORS["scrubbed"], markersize=4, label="answers to queries")
     if nats is not None and math.isfinite(nats):
-        axes.axhline(nats, color="#b42318", linestyle="--", linewidth=1.2, label="all weights, at most")
+        axes.axhline(nats, color="#b42318", linestyle="--", linewidth=1.2, label="all weights")
     axes.set_xscale("log")
     if all(value > 0 for _, value in points):
         axes.set_yscale("log")

@@ -48,7 +48,7 @@ def scrub_section(report: Report) -> str:
     cheaper = ""
     if scrub.get("recipe_passes") and scrub["passes"]:
         ratio = scrub["recipe_passes"] / scrub["passes"]
-        cheaper = f"; training anew takes {quantity(scrub['recipe_passes'])} passes, {quantity(ratio)} times as many"
+        cheaper = f"; {quantity(scrub['recipe_passes'])} epochs of a usual recipe are {quantity(ratio)} times as many"
     facts = {
         "work": f"{scrub['steps']:,} steps, {quantity(scrub['passes'])} passes over the retained samples, "
         f"{quantity(scrub['seconds'])} seconds{cheaper}",
@@ -87,11 +87,17 @@ def bound_section(report: Report) -> str:
     drawn = ""
     if queries and noise is not None:
         last = queries[-1]
+        measured = bound.get("measured_nats")
         words.append(
-            f"Whoever sees answers instead of weights learns less: {quantity(last['number'])} queries tell "
+            "Whoever sees answers learns no more than the weights tell. Measured against the retrained model at hand, "
+            "which is near the optimum but not at it, so that both may be above the bound: the weights tell "
+            f"{quantity(measured)} nats, answers to {quantity(last['number'])} queries tell "
             f"{quantity(last['nats'])} nats."
         )
-        drawn = picture(draw_queries(queries, total), "What answers tell, over the number of queries")
+        drawn = picture(
+            draw_queries(queries, total if measured is None else measured),
+            "What answers tell, over the number of queries",
+        )
     else:
         words.append("What answers to queries tell was not computed.")
     assumes = bound.get("assumes") or []
@@ -163,7 +169,7 @@ def tiles(report: Report) -> str:
     request, scrub, bound = report["request"], report["scrub"], report["bound"]
     nats = bound.get("nats")
     left = "infinite" if scrub.get("noise") is None else "no bound"
-    if nats is not None and scrub.get("noise") is not None:
+    if nats is not None and (nats == 0 or scrub.get("noise") is not None):
         left = f"{quantity(nats + (bound.get('intercept_nats') or 0.0))} nats"
     models = (report.get("read_outs") or {}).get("models") or {}
     shown = [

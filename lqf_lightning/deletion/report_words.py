@@ -37,6 +37,7 @@ QUANTITIES = {
 ATTACKS = {"entropy_attack": "entropy_attack_error", "likelihood_ratio_auc": "likelihood_ratio_error"}
 _SHARES = ("retain_error", "forget_error", "test_error", "entropy_attack")
 SCRUBS = {
+    "zero": "The trained weights are set to zero; what is left is the core, which never saw the samples.",
     "newton": "A Newton step to the optimum on the retained samples, by conjugate gradients with a certificate.",
     "kernel": "The kernel matrix without the rows of the samples, solved exactly.",
     "fisher": "Noise on every weight, the less of it, the more the retained samples depend on the weight.",
@@ -87,6 +88,8 @@ def bound_in_words(nats: float | None, noise: Report | None) -> str:
         >>> print(bound_in_words(0.02, {"kind": "isotropic", "sigma": 0.001})[:61])
         At most 0.02 nats (0.0289 bits) of information about the samp
     """
+    if noise is None and nats == 0:
+        return "None: the released weights are the same whatever the samples were."
     if noise is None:
         return (
             "No noise was added, so nothing hides a difference, however small, and the bound is infinite: who knew the "

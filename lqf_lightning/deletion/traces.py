@@ -1,14 +1,17 @@
 """Samples as a folder may name them: by index and by path."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
+from html import escape
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-_WORD = rb"[A-Za-z0-9_./-]"
+_LONGER = rb"[A-Za-z0-9_/-]|\.+[A-Za-z0-9_/-]"  # a full stop at the end of a sentence is no longer name
 
 
 class Traces:
@@ -27,10 +30,12 @@ class Traces:
         self.indices = {int(index) for index in indices}
         self.paths = {str(path) for path in paths}
         # A path is none where a longer name goes on: digits/1 is not in digits/17. Shorter names, as blue/003.png of
-        # train/blue/003.png, are no evidence: other splits have them too. Some writers of JSON escape the slash.
-        names = self.paths | {path.replace("/", "\\/") for path in self.paths}
+        # train/blue/003.png, are no evidence: other splits have them too. Writers of JSON escape what is not ASCII, and
+        # some the slash; those of pages and addresses escape other characters.
+        names = {form for path in self.paths for form in (path, json.dumps(path)[1:-1], escape(path), quote(path))}
+        names |= {name.replace("/", "\\/") for name in names}
         texts = b"|".join(re.escape(name.encode()) for name in sorted(names, key=len, reverse=True))
-        self._pattern = re.compile(rb"(?<![A-Za-z0-9_])(?:" + texts + rb")(?!" + _WORD + rb")") if texts else None
+        self._pattern = re.compile(rb"(?<![A-Za-z0-9_])(?:" + texts + rb")(?!" + _LONGER + rb")") if texts else None
 
     def in_bytes(self, content: bytes) -> bool:
         """Whether a path stands in a text, or anywhere else.

@@ -9,7 +9,7 @@ from torch import Tensor
 from lqf_lightning.linear.dual_system import DualSystem
 from lqf_lightning.linear.problem import QuadraticProblem
 
-_FORWARD, _BACKWARD, _STEP = 3.0, 3.0, 5.0  # units of work per sample: `J p`, `J^T r`, a step of training
+_SWEEP, _REFERENCE, _STEP = 3.0, 2.0, 5.0  # units of work per sample: `J p` or `J^T r`, one more r, a training step
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class ScrubForecast:
     """What a Newton scrub by conjugate gradients will do, step by step.
 
     Attributes:
-        relative_gradient: Norm of the gradient before the first step and after each one (steps + 1), relative to its
-            norm at `dw = 0` on the samples that stay.
+        relative_gradient: Norm of the gradient before the first step and after each one (steps + 1), that of the
+            combination of points where it is least, relative to the norm at `dw = 0` on the samples that stay.
         distance_bound: Upper bound of the distance from the retrained optimum in the norm of the metric (steps + 1).
         reached: Whether the tolerance is reached.
     """
@@ -34,16 +34,17 @@ class ScrubForecast:
 
     @property
     def sweeps(self) -> int:
-        """Sweeps over the samples that stay: outputs and gradient at the start, and again in every step."""
-        return 2 * (self.steps + 1)
+        """Sweeps over the samples that stay: outputs and gradient at the start, in every step, and at the end anew."""
+        return 2 * (self.steps + 1 + min(1, self.steps))
 
     @property
     def passes(self) -> float:
         """Work in units of an epoch of training on the samples that stay.
 
-        A sweep takes 3 evaluations of the network per sample, a step of training 5.
+        A sweep takes 3 evaluations of the network per sample, that of the start 2 more for the gradient at `dw = 0`, a
+        step of training 5.
         """
-        return (self.steps + 1) * (_FORWARD + _BACKWARD) / _STEP
+        return (self.sweeps * _SWEEP + _REFERENCE) / _STEP
 
 
 def predict_scrub(
@@ -53,8 +54,9 @@ def predict_scrub(
 
     From :math:`dw = M^{-1} J^T \alpha` every iterate of `ConjugateGradient` without a preconditioner has this form.
     With the derivatives r of the data term by the outputs, the gradient in the metric is :math:`M^{-1} J^T (r +
-    \lambda \alpha)`, and all inner products are those of the kernel, so the steps are the same ones up to rounding. A
-    step costs one product with the kernel.
+    \lambda \alpha)`, and all inner products are those of the kernel, so the steps are the same ones up to rounding, and
+    so is the combination of least gradient that a scrub ends with (`LeastGradient`). A step costs one product with the
+    kernel. A scrub with a preconditioner takes other steps, as a rule fewer.
 
     Args:
         system: A kernel of all samples; its own problem plays no part.
@@ -78,7 +80,7 @@ def predict_scrub(
         >>> kept = both.with_(weight=torch.tensor([1.0, 0.0]), ridge=0.5)
         >>> forecast = predict_scrub(system, kept, torch.tensor([[-1 / 3], [5 / 3]]), tolerance=1e-6)
         >>> forecast.steps, forecast.passes  # one weight: one step
-        (1, 2.4)
+        (1, 4.0)
     """
     if not 0 < tolerance < math.inf:
         raise ValueError(f"the tolerance must be positive and finite, got {tolerance}")
@@ -105,10 +107,11 @@ class _Descent:
         self.gradient = self._side(self.coefficients, self.image)
         self.pulled = self._times(self.gradient)
         self.direction, self.pushed = -self.gradient, -self.pulled
+        self.least, self.least_pulled = self.gradient, self.pulled  # as `LeastGradient` combines them
 
     @property
     def norm(self) -> float:
-        return _length(self.gradient, self.pulled)
+        return _length(self.least, self.least_pulled)
 
     @property
     def relative(self) -> float:
@@ -127,6 +130,13 @@ class _Descent:
         again = float((change / slope).clamp_min(0.0)) if slope > 0 else 0.0
         self.direction = again * self.direction - self.gradient
         self.pushed = again * self.pushed - self.pulled
+        self._combine()
+
+    def _combine(self) -> None:
+        apart, moved = self.least - self.gradient, self.least_pulled - self.pulled
+        square = float((apart * moved).sum())
+        share = float((self.least * moved).sum()) / square if square > 0 else 1.0
+        self.least, self.least_pulled = self.least - share * apart, self.least_pulled - share * moved
 
     def _side(self, coefficients: Tensor, image: Tensor) -> Tensor:
         error = image - self.residual

@@ -56,6 +56,8 @@ class CoreOrigin:
     def refuse_overlap(self, manifest: Manifest) -> None:
         """Check by content that the core has seen none of the samples that may have to be forgotten.
 
+        What its run has been made to forget since is not known to it any more, and not found.
+
         Args:
             manifest: Samples of the run that trains user weights; those without hash get one.
 

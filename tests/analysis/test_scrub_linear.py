@@ -1,15 +1,18 @@
 import logging
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from lqf_lightning.analysis import scrub_linear as module
+from lqf_lightning.analysis.counted_passes import CountedPasses
 from lqf_lightning.analysis.kept_kernel import KeptKernel
+from lqf_lightning.analysis.newton_scrub import fit_inverse
 from lqf_lightning.analysis.scrub_linear import scrub_linear
-from lqf_lightning.analysis.verify_linear import verify_linear
+from lqf_lightning.analysis.verify_linear import penalized_part, verify_linear
 from lqf_lightning.data import Batch
 from lqf_lightning.linear import fit_kfac
 from methods.dense_lqf import ALPHA, DenseProblem, build, flat, outputs_at_start, penalized, scatter_deltas
@@ -255,6 +258,42 @@ def test_from_zero_is_the_cold_retraining_and_a_warm_start_is_cheaper():
     assert (flat(warm.weights) - flat(cold.weights)).norm() < 1e-2  # two distances and intercepts
     assert warm.curve[0]["distance_bound"] < 0.5 * cold.curve[0]["distance_bound"]
     assert warm.steps <= cold.steps
+
+
+def plain_gradients(method, tolerance):
+    """Relative gradients of conjugate gradients without combination, to the first that is small enough."""
+    movement = penalized_part(method, method.trained())
+    with torch.no_grad():
+        passes = CountedPasses(method, movement)
+        inverse = fit_inverse(method, passes)
+        descent = passes.measure(movement, passes.image, reference=None, precondition=inverse)
+        found = [descent.certificate.relative_gradient]
+        while found[-1] > tolerance:
+            descent.receive_image(passes.push(descent.direction))
+            descent.receive_gradient(passes.pull(descent.residual)[0])
+            found.append(descent.certificate.relative_gradient)
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"preconditioner": KFAC, "group_ridge": FACTORS}])
+def test_no_step_more_than_conjugate_gradients_and_a_bound_that_never_rises(options):
+    method = attach(build(ridge=MU / 10, **options), RETAINED)
+    write(method, dense(ALL, method).optimum())
+    plain, saved = plain_gradients(method, 1e-4), 0
+    assert any(later > earlier for earlier, later in pairwise(plain))  # which is why they are combined
+    for peak in [entry for entry in plain if entry > 1e-4][1::2]:
+        tolerance = 0.9 * peak
+        found = scrub_linear(method, solver="newton", tolerance=tolerance)
+        steps = next(number for number, entry in enumerate(plain) if entry <= tolerance)
+        assert found.steps <= steps
+        saved += steps - found.steps
+        bounds = [row["distance_bound"] for row in found.curve]
+        assert len(bounds) == found.steps + 1
+        assert all(later <= earlier for earlier, later in pairwise(bounds))
+        checked = verify_linear(method, found.weights)
+        assert checked.relative_gradient <= tolerance
+        assert checked.distance_bound == pytest.approx(bounds[-1], rel=1e-9)
+    assert saved > 0
 
 
 def test_rounding_ends_a_scrub_with_a_certificate_of_the_stored_weights(caplog):

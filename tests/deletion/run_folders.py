@@ -52,7 +52,8 @@ def write_run(folder, images, outside):
     parts = {"tensor": torch.ones(4, 4), "index": torch.tensor([3, 7, 9])}
     for place in (folder / "kernel", outside / "kernel"):
         place.mkdir(parents=True)
-        save_file(parts, place / "0123.safetensors")
+        save_file(parts, place / f"{'0123' * 8}.safetensors")
+        save_file(parts, place / "model.safetensors")
     (outside / "kernel" / "of_others.txt").write_text("kept")
     scores[["index"]].to_parquet(outside / "subset.parquet", index=False)
     (folder / "config.yaml").write_text(

@@ -103,3 +103,11 @@ def test_receipts_differ_from_request_to_request(certified):
 def test_a_folder_without_certificate_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no certificate at"):
         verify_certificate(tmp_path)
+
+
+def test_files_that_cannot_be_read_are_told_in_words(certified):
+    folder, _, _ = certified
+    (folder / "new.ckpt").write_bytes(b"x")
+    assert any("new.ckpt cannot be read" in entry for entry in verify_certificate(folder))
+    (folder / "manifest.parquet").unlink()
+    assert verify_certificate(folder) == ["manifest.parquet is missing"]

@@ -46,11 +46,12 @@ def test_a_request_goes_from_scrubbing_to_scrubbed_to_purged(old, tmp_path):
     whole = snapshot(folder)
     journal = begin(new, folder)
     assert Journal.read(new).state == "scrubbing"
-    assert Journal.read(new).pending["paths"] == paths
+    assert hits(new, paths) == []  # who is killed now leaves a folder that names no sample
     complete(new, folder)
     assert snapshot(folder) == whole  # the old model is the one in use
     journal.scrubbed("after")
     assert Journal.read(new).state == "scrubbed"
+    assert Journal.read(new).pending["paths"] == paths
     assert snapshot(folder) == whole
     removed = finish_request(new)
     assert "checkpoints" in removed.deleted
@@ -68,9 +69,9 @@ def test_a_request_goes_from_scrubbing_to_scrubbed_to_purged(old, tmp_path):
 
 def test_a_purge_that_failed_is_finished_later(old, tmp_path, monkeypatch):
     (folder, _), new = old, tmp_path / "new"
-    begin(new, folder)
+    journal = begin(new, folder)
     complete(new, folder)
-    Journal.read(new).scrubbed("after")
+    journal.scrubbed("after")
     with monkeypatch.context() as patch:
         patch.setattr(journals, "purge_run", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -101,6 +102,21 @@ def test_a_model_that_is_not_what_its_certificate_says_does_not_count(old, tmp_p
     assert Journal.read(new).state == "scrubbing"
 
 
+def test_what_was_removed_is_recorded_before_the_journal_drops_the_samples(old, tmp_path):
+    (folder, paths), new, seen = old, tmp_path / "new", []
+    journal = begin(new, folder)
+    complete(new, folder)
+    journal.scrubbed("after")
+
+    def record(removed, pending):
+        seen.append((removed.deleted, pending["paths"], Journal.read(new).state))
+
+    finish_request(new, record)
+    assert len(seen) == 1
+    assert "checkpoints" in seen[0][0]
+    assert seen[0][1:] == (paths, "scrubbed")
+
+
 def test_later_requests_inherit_the_journal(old, tmp_path):
     folders = [old[0], tmp_path / "first", tmp_path / "second"]
     answer(folders[1], folders[0])
@@ -116,9 +132,9 @@ def test_later_requests_inherit_the_journal(old, tmp_path):
 
 def test_a_request_waits_until_the_last_is_finished(old, tmp_path):
     first = tmp_path / "first"
-    begin(first, old[0])
+    journal = begin(first, old[0])
     complete(first, old[0])
-    Journal.read(first).scrubbed("after")
+    journal.scrubbed("after")
     with pytest.raises(ValueError, match=r"the last request of .*first is scrubbed, not purged"):
         begin(tmp_path / "second", first, [10])
 
@@ -129,6 +145,10 @@ def test_folders_that_cannot_take_a_request_are_refused(old, tmp_path):
     answer(tmp_path / "new", old[0])
     with pytest.raises(ValueError, match=r"has answered a request already. Set hydra\.run\.dir"):
         begin(tmp_path / "new", old[0], [10])
+    (tmp_path / "other" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "other" / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"holds another run, which would be lost"):
+        begin(tmp_path / "other", old[0])
     with pytest.raises(RuntimeError, match="state none"):
         finish_request(tmp_path / "elsewhere")
     with pytest.raises(RuntimeError, match="has no request to answer"):

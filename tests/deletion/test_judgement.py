@@ -128,3 +128,9 @@ def test_the_verdict_does_not_claim_more_than_was_shown() -> None:
     assert "without noise no amount of information is" in judge(changed(good_report(), NO_NOISE))["verdict"]
     unverified = {"scrub": {"verified_relative_gradient": None}}
     assert "not verified by a new gradient" in judge(changed(good_report(), unverified))["verdict"]
+
+
+@pytest.mark.parametrize(("claimed", "why"), [(0.2, "stopped before"), (1e-4, "wrong normalization")])
+def test_a_solver_that_stopped_early_is_not_blamed_for_its_normalization(claimed: float, why: str) -> None:
+    numbers = {"verified_relative_gradient": 0.2, "relative_gradient": claimed, "tolerance": 1e-3}
+    assert why in judge(changed(good_report(), {"scrub": numbers}))["failures"][0]

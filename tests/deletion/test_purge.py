@@ -41,9 +41,10 @@ def test_every_file_is_deleted_filtered_or_listed(run):
     folder, outside, paths = run
     removed = purge_run(folder, COHORT, paths, keep=["own"])
     assert sorted(removed.deleted) == sorted([
-        "checkpoints", "wandb", "pictures", "kernel/0123.safetensors", "leave_one_out.parquet", "pairs.parquet",
-        "sample_information.parquet", "sample_information_groups.parquet", "train.log",
-        str(outside / "kernel" / "0123.safetensors"),
+        "checkpoints", "wandb", "pictures", f"kernel/{'0123' * 8}.safetensors", "kernel/model.safetensors",
+        "leave_one_out.parquet", "pairs.parquet", "sample_information.parquet", "sample_information_groups.parquet",
+        "train.log",
+        str(outside / "kernel" / f"{'0123' * 8}.safetensors"),
     ])  # fmt: skip
     assert sorted(removed.filtered) == [
         "data_subset.parquet", "data_weights.csv", "learning_speed.parquet", "learning_speed/epoch_0000.parquet",
@@ -54,7 +55,7 @@ def test_every_file_is_deleted_filtered_or_listed(run):
     ]  # fmt: skip
     left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"own/keep.npy", "metrics.json", "other.log", "csv/metrics.csv", "tradeoff_curve.parquet"} <= left
-    assert [path.name for path in (outside / "kernel").iterdir()] == ["of_others.txt"]
+    assert {path.name for path in (outside / "kernel").iterdir()} == {"of_others.txt", "model.safetensors"}
 
 
 def test_rows_of_other_samples_stay_as_they_were(run):
@@ -174,6 +175,40 @@ def test_broken_and_foreign_files_are_left_to_a_person(run):
     assert found["broken.parquet"].startswith("cannot be read")
     assert found["broken.json"].startswith("cannot be read")
     assert found["settings.yaml"] == "names a sample of the cohort"
+
+
+def test_links_out_of_the_folder_are_named_and_not_followed(run, tmp_path):
+    folder, _, paths = run
+    away = tmp_path / "away"
+    (folder / "checkpoints").rename(away)
+    (folder / "checkpoints").symlink_to(away)
+    (away / "table.csv").write_text(f"index,path\n3,{paths[0]}\n")
+    (folder / "table.csv").symlink_to(away / "table.csv")
+    (folder / "folder").symlink_to(away)
+    (folder / "broken").symlink_to(tmp_path / "nowhere")
+    removed = purge_run(folder, COHORT, paths)
+    assert not (folder / "checkpoints").is_symlink()
+    assert (away / "last.ckpt").is_file()
+    assert paths[0] in (away / "table.csv").read_text()
+    listed = "\n".join(removed.not_inspected)
+    assert f"{away}: checkpoints was a link to it, and only the link is deleted" in listed
+    assert all(f"{name}: a link to" in listed for name in ("table.csv", "folder", "broken"))
+
+
+def test_broken_files_do_not_stop_the_search_for_what_remains(run):
+    folder, _, paths = run
+    purge_run(folder, COHORT, paths)
+    (folder / "notes.csv").write_text('a,b\n1,2,3\n"x')
+    (folder / "empty.csv").write_text("")
+    (folder / "broken.json").write_text("{")
+    (folder / "broken.parquet").write_bytes(b"no table")
+    for name in ("broken.pt", "broken.safetensors"):
+        (folder / name).write_bytes(b"no tensors")
+    (folder / "own.json").write_text(paths[0])
+    assert remains(folder, COHORT, paths) == [
+        "curation.json: an index in a list",
+        "own.json: a path",
+    ]
 
 
 def test_what_is_no_run_folder_is_left_alone(tmp_path):

@@ -65,7 +65,7 @@ def test_the_page_stands_alone_and_holds_everything(tmp_path: Path) -> None:
         "40 (fraction 0.01, seed 0)", "bus: 22", "c<a>t: 18", "4,000 before, 3,960 after", "number 2 on this model",
         "run & co", "3,400,000 trained parameters", "2.5 passes", "20 times as many", "at most 0.0002",
         "isotropic, sigma 0.001", "At most 0.021 nats", "0.001 nats are those of the intercept",
-        "100 queries tell 0.003 nats", "the same objective", "17.5 %", "± 8 %", "± 0.05", "64 shadow models",
+        "answers to 100 queries tell 0.003 nats", "the same objective", "17.5 %", "± 8 %", "± 0.05", "64 shadow models",
         "L1 of softmax outputs",
         "learning rate 0.01", "the head's initialization", "kernel.bin", "manifest.parquet", "ab12", "up to 0.021 nats",
     ]  # fmt: skip
@@ -155,3 +155,10 @@ def test_an_interrupted_writing_leaves_the_old_page(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt):
         write_report(tmp_path, missing_everything())
     assert path.read_text() == before
+
+
+def test_what_was_measured_is_told_apart_from_the_bound(tmp_path: Path) -> None:
+    report = good_report()
+    report["bound"] |= {"measured_nats": 0.5, "queries": [{"number": 4, "nats": 0.4}]}  # above the bound of 0.021 nats
+    page = draw(tmp_path, report)
+    assert "both may be above the bound: the weights tell 0.5 nats, answers to 4 queries tell 0.4 nats" in page.text

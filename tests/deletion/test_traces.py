@@ -1,3 +1,7 @@
+import html
+import json
+import urllib.parse
+
 import pandas as pd
 import pytest
 
@@ -18,10 +22,21 @@ TRACES = Traces([1, 5], ["digits/1", "train/a b/x+y.png"])
         ("/data/train/a b/x+y.png", True),
         ("val/a b/x+y.png", False),
         ("digits/1.png", False),
+        ("cannot read digits/1.", True),
+        ("digits/1...", True),
+        ("digits/1..png", False),
     ],
 )
 def test_paths_are_found_where_no_longer_name_goes_on(text, found):
     assert TRACES.in_bytes(text.encode()) == found
+
+
+@pytest.mark.parametrize("write", [json.dumps, html.escape, urllib.parse.quote, str])
+def test_paths_are_found_as_other_formats_spell_them(write):
+    known, other = "train/bl\u00fce & co/1.png", "train/bl\u00fce & co/2.png"
+    traces = Traces([1], [known])
+    assert traces.in_bytes(f"see {write(known)}!".encode())
+    assert not traces.in_bytes(f"see {write(other)}!".encode())
 
 
 def test_rows_are_found_by_index_or_path():

@@ -48,6 +48,24 @@ def test_a_draw_depends_on_seed_and_name_alone() -> None:
     assert not torch.equal(same_shape["a"], same_shape["b"])
 
 
+@pytest.mark.parametrize("bit", [0, 31, 32, 40, 61])
+def test_every_bit_of_the_seed_counts_so_that_noise_is_not_found_by_trying_seeds(bit: int) -> None:
+    seed = 0b10110011 << 24
+    first, second = (IsotropicNoise(1.0).draw({"bias": torch.zeros(6)}, s)["bias"] for s in (seed, seed ^ (1 << bit)))
+    assert not bool((first == second).any())
+
+
+def test_noise_is_normal_up_to_the_tails_and_finite() -> None:
+    count = 200_000
+    sample = IsotropicNoise(1.0).draw({"w": torch.zeros(count, dtype=torch.float64)}, 5)["w"].sort().values
+    levels = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    distance = float((torch.special.ndtr(sample) - levels).abs().max()) * math.sqrt(count)
+    assert distance < 1.95  # Kolmogorov-Smirnov, one in a thousand
+    assert float(sample.abs().max()) > 4
+    assert bool(sample.isfinite().all())
+    assert IsotropicNoise(1.0).draw({"empty": torch.zeros(0, 3)}, 5)["empty"].shape == (0, 3)
+
+
 def test_single_precision_weights_get_the_same_noise_rounded() -> None:
     wide, narrow = ({name: entry.to(kind) for name, entry in LIKE.items()} for kind in (torch.float64, torch.float32))
     noise = IsotropicNoise(0.1)

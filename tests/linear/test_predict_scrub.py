@@ -11,6 +11,7 @@ from lqf_lightning.linear.conjugate_gradient import ConjugateGradient
 from lqf_lightning.linear.dual_system import DualSystem
 from lqf_lightning.linear.jacobian import StreamedJacobian
 from lqf_lightning.linear.kernel import Kernel
+from lqf_lightning.linear.least_gradient import LeastGradient
 from lqf_lightning.linear.metric import Metric
 from lqf_lightning.linear.predict_scrub import predict_scrub
 from lqf_lightning.linear.problem import QuadraticProblem
@@ -51,7 +52,7 @@ class Case:
         self.movement = {n: part.view(shapes[n]) for n, part in zip(self.names, parts, strict=True)}
 
     def real(self, tolerance: float) -> tuple[list[float], list[float]]:
-        """Conjugate gradients on the network, from the optimum on all samples."""
+        """Conjugate gradients on the network and their combinations, from the optimum on all samples."""
         zero = ConjugateGradient(
             self.kept, {n: torch.zeros_like(v) for n, v in self.movement.items()}, metric=self.metric
         )
@@ -61,11 +62,13 @@ class Case:
             self.kept, self.movement, metric=self.metric, image=image, reference=zero.reference
         )  # fmt: skip
         descent.receive_gradient(self.jacobian.pull(descent.residual)[0])
-        proofs = [descent.certificate]
+        least = LeastGradient(descent)
+        proofs = [least.certificate]
         while proofs[-1].relative_gradient > tolerance:
             descent.receive_image(self.jacobian.push(descent.direction)[0])
             descent.receive_gradient(self.jacobian.pull(descent.residual)[0])
-            proofs.append(descent.certificate)
+            least.update()
+            proofs.append(least.certificate)
         return [p.relative_gradient for p in proofs], [p.distance_bound for p in proofs]
 
 
@@ -87,7 +90,7 @@ def test_the_steps_are_those_of_conjugate_gradients_on_the_network(options, metr
 def test_a_scrub_of_nothing_takes_no_step():
     case = Case({"intercept": True}, Metric())
     forecast = predict_scrub(case.system, case.whole, case.coefficients, tolerance=1e-9)
-    assert (forecast.steps, forecast.sweeps, forecast.passes) == (0, 2, pytest.approx(1.2))
+    assert (forecast.steps, forecast.sweeps, forecast.passes) == (0, 2, pytest.approx(1.6))
 
 
 def test_a_forecast_gives_up_where_it_is_told_to():
@@ -95,7 +98,7 @@ def test_a_forecast_gives_up_where_it_is_told_to():
     forecast = predict_scrub(case.system, case.kept, case.coefficients, tolerance=1e-9, max_steps=2)
     assert forecast.steps == 2
     assert not forecast.reached
-    assert (forecast.sweeps, forecast.passes) == (6, pytest.approx(3.6))
+    assert (forecast.sweeps, forecast.passes) == (8, pytest.approx(5.2))
 
 
 @pytest.mark.parametrize(
