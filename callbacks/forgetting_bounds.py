@@ -1,5 +1,6 @@
 """How much a linear model holds about cohorts of its training samples, and what forgetting each would cost."""
 
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from lqf_lightning.methods import LQF
 from .forgetting_checks import parse_cohorts, refuse_bound_options, refuse_bound_run
 from .forgetting_record import ForgettingRecord, price_cohorts
 
+log = logging.getLogger(__name__)
 _USUAL = {"sample": {"fraction": 0.01, "seed": 0}}
 
 
@@ -87,6 +89,7 @@ class ForgettingBounds(Callback):
         trainer.strategy.barrier("forgetting_bounds")
         if trainer.is_global_zero:
             shutil.rmtree(kept, ignore_errors=True)
+            _warn_of_rough(self.bounds)
         self._prices = price_cohorts(self.bounds, self._chosen, self.tolerance)
         ForgettingRecord(trainer).announce(self._prices)
         self._measure(trainer)
@@ -139,3 +142,13 @@ class ForgettingBounds(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the curves of the interrupted run."""
         self._rows = list(state_dict["rows"])
+
+
+def _warn_of_rough(bounds: CohortBounds) -> None:
+    for name, distance in bounds.rough().items():
+        log.warning(
+            "cohort %s: single precision finds the optimum within %.3g only, farther than forgetting moves weights: "
+            "these numbers are rough. Set method.ridge higher (or auto), or trainer.precision=64-true",
+            name,
+            distance,
+        )

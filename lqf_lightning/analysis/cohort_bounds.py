@@ -64,6 +64,23 @@ class CohortBounds:
             deltas = {name: delta.detach().clone() for name, delta in self.method.linearized.deltas.items()}
             return self._at(deltas)
 
+    def rough(self) -> dict[str, float]:
+        """Find the cohorts whose optimum is not known well enough to say how far forgetting them moves the weights.
+
+        Returns:
+            Proven distance from the optimum by name of the cohort, where it exceeds the movement.
+        """
+        whole = self.optima[NOTHING]
+        moved = {
+            name: {key: entry - found.weights[key] for key, entry in whole.weights.items()}
+            for name, found in self.optima.items()
+            if name != NOTHING
+        }
+        bounds = {
+            name: max(self.optima[name].certificate.distance_bound, whole.certificate.distance_bound) for name in moved
+        }
+        return {name: bounds[name] for name, change in moved.items() if bounds[name] ** 2 > dot(change, change)}
+
     def at_optimum(self) -> dict[str, Numbers]:
         """What a model will hold that is trained to the optimum, known before the first step.
 

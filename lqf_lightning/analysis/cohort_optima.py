@@ -71,7 +71,8 @@ def cohort_optima(
         Optima by name, that of `NOTHING` first; the same on every rank.
     """
     found = {NOTHING: _optimum(run, run.table.index.new_zeros(0))}
-    start = cast(Tensor, found[NOTHING].solution.coefficients)  # solvers in weight space always give some
+    # Those of the kernel: residuals over the ridge, which a solver in weight space gives, miss dw by |g| / ridge.
+    start = cast(Tensor, run.factor().solution().coefficients)
     system = DualSystem(run.problem, run.kernel, run.scales, copies=1, budget=_BUDGET)
     for name, positions in track(list(cohorts.items()), "optima without cohorts"):
         scrub = predict_scrub(system, without(run, positions), start, tolerance=tolerance, max_steps=max_steps)

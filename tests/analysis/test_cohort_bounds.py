@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning import Callback
@@ -97,6 +99,15 @@ def test_the_optimum_without_a_cohort_is_that_of_training_on_the_others(prepared
         assert (got - expected).norm() < 1e-7 * expected.norm()
         proof = prepared[0].bounds.optima[name].certificate
         assert proof.relative_gradient < 1e-6
+
+
+def test_cohorts_whose_optimum_is_known_worse_than_they_move_it_are_named(prepared):
+    bounds = prepared[0].bounds
+    assert bounds.rough() == {}
+    name = next(iter(COHORTS))
+    certificate = replace(bounds.optima[name].certificate, distance_bound=100.0)
+    optima = {**bounds.optima, name: replace(bounds.optima[name], certificate=certificate)}
+    assert replace(bounds, optima=optima).rough() == {name: 100.0}
 
 
 def test_nats_of_weights_are_half_the_squared_distance_over_the_noise(prepared):
