@@ -15,6 +15,7 @@ object.
 """
 
 import argparse
+import copy
 import datetime
 import json
 import platform
@@ -63,6 +64,13 @@ class SplitCase(Case):
         self.samples, self.classes = len(self.x), 10
         self.initial = StreamedJacobian(self.model, self.x.split(CHUNK)).initial()
         self.at_zero = self.test_outputs()
+
+    def of_user(self) -> "SplitCase":
+        """The same network with the user images alone."""
+        own = copy.copy(self)
+        own.x, own.y, own.initial = self.x[self.user], self.y[self.user], self.initial[self.user]
+        own.samples = len(own.x)
+        return own
 
     def put(self, movement: Tensors | None) -> None:
         """Set the user weights; None zeroes them."""
@@ -115,19 +123,21 @@ def _trained(model: nn.Module, x: Tensor, y: Tensor, epochs: int, file: Path) ->
 def measure(data: Path, size: Mapping[str, Any], split: str, work: Path) -> dict[str, Any]:
     """All figures of one split."""
     case = SplitCase(data, size, split, work / f"{split}_core.safetensors")
-    kernel, assembly = kept_kernel(case, work / f"{split}_kernel.safetensors")
-    mu = automatic_mu(case, kernel, case.user)
-    gone = torch.randperm(len(case.user), generator=torch.Generator().manual_seed(0))[: round(SHARE * len(case.user))]
-    kept = torch.ones(len(case.user), dtype=torch.bool).index_fill(0, gone, False)
-    retained, cohort = case.user[kept], case.user[~kept]
+    own = case.of_user()
+    kernel, assembly = kept_kernel(own, work / f"{split}_kernel.safetensors")
+    everyone = torch.arange(own.samples)
+    mu = automatic_mu(own, kernel, everyone)
+    gone = torch.randperm(own.samples, generator=torch.Generator().manual_seed(0))[: round(SHARE * own.samples)]
+    mask = torch.ones(own.samples, dtype=torch.bool).index_fill(0, gone, False)
+    retained, cohort = everyone[mask], case.user[~mask]
 
     def train_again() -> dict[str, Any]:
         began = time.process_time()
-        found = solve_with_kernel(case, case.kernel(retained), retained, mu, own=True)
+        found = solve_with_kernel(own, own.kernel(retained), retained, mu, own=True)
         return {**found, "seconds": time.process_time() - began}
 
-    user = kept_solution(work / f"{split}_user", lambda: solve_with_kernel(case, kernel, case.user, mu))
-    scrubbed = kept_solution(work / f"{split}_scrubbed", lambda: solve_with_kernel(case, kernel, retained, mu))
+    user = kept_solution(work / f"{split}_user", lambda: solve_with_kernel(own, kernel, everyone, mu))
+    scrubbed = kept_solution(work / f"{split}_scrubbed", lambda: solve_with_kernel(own, kernel, retained, mu))
     retrained = kept_solution(work / f"{split}_retrained", train_again)
     found: dict[str, Any] = {"core_seconds": case.seconds, "core_samples": len(case.core), "forgotten": len(cohort)}
     found |= {"mu": mu, "assembly_seconds": assembly, "user_samples": len(case.user)}

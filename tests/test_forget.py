@@ -347,7 +347,6 @@ def test_core_data_cannot_be_forgotten(shapes, tmp_path):
 
 
 def test_cohort_may_be_an_artifact(run, tmp_path, monkeypatch):
-    import wandb
 
     class Artifact:
         def download(self, root):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import wandb
 
 from lqf_lightning.analysis.scrub_options import ScrubOptions
 from tiny import run_tiny
@@ -37,6 +38,7 @@ def test_training_is_what_it_was_and_the_scrubbed_model_lies_beside_it(folder_of
 
 def test_numbers_reach_the_loggers(folder_of_shapes, tmp_path, wandb_runs):
     run_tiny(tmp_path / "run", folder_of_shapes, *LQF, *SCRUB, "logger=wandb")
+    wandb.finish()
     (run,) = wandb_runs()
     report = json.loads((tmp_path / "run" / "scrub.json").read_text())
     assert run.series("forget/nats") == [pytest.approx(report["bound"]["nats"])]
