@@ -82,6 +82,8 @@ def kept_kernel(case: Case, file: Path) -> tuple[Kernel, float]:
         spent = torch.tensor(time.process_time() - start, dtype=torch.float64)
         save_file({"all": kernel.groups["all"].contiguous(), "seconds": spent}, file)
     stored = load_file(file)
+    if stored["all"].shape[-1] != case.samples * case.classes:
+        raise SystemExit(f"{file} is the kernel of other images; remove it")
     return Kernel({"all": stored["all"]}, case.classes), float(stored["seconds"])
 
 

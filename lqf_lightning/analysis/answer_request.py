@@ -34,8 +34,8 @@ from lqf_lightning.linear import Certificate
 from lqf_lightning.methods import LQF, Method, MixedPrivacy
 
 Tensors = dict[str, Tensor]
-_SHARE, _FINER = 0.01, 0.01  # of the gradient that the samples leave; of that, where a kernel makes it cheap
-_ROUNDING = 2e-6  # relative gradient of single precision
+_SHARE = 0.01  # of the gradient that the samples leave
+_ROUNDING, _REFINEMENTS = 2e-6, 4  # relative gradient of single precision; solutions by a kernel, which are cheap
 
 
 @dataclass(frozen=True)
@@ -176,15 +176,15 @@ class AnswerRequest:
             self.options, self.settled = replace(self.options, tolerance=max(wanted, _ROUNDING)), True
 
     def _solve(self, method: LQF, solver: Any, **changes: Any) -> Scrubbed:
-        options, tolerance = self.options, self.options.tolerance
-        if self.settled and tolerance is not None and by_kernel(method, solver, changes.get("kernel")):
-            tolerance = max(_FINER * tolerance, _ROUNDING)
+        options, tolerance, most = self.options, self.options.tolerance, self.options.max_steps
+        if self.settled and by_kernel(method, solver, changes.get("kernel")):
+            tolerance, most = _ROUNDING, min(most, _REFINEMENTS)
         return scrub_linear(
             method,
             solver=solver,
             tolerance=tolerance,
             distance=options.distance,
-            max_steps=options.max_steps,
+            max_steps=most,
             memory_gib=options.memory_gib,
             certify_intercept=True,
             **changes,
