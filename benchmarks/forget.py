@@ -14,18 +14,15 @@ DIR holds dtd10/{train,test}/CLASS and cifar10/{train,test}/CLASS. The last line
 """
 
 import argparse
-import datetime
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from forget_figures import claims, descent_figures, kernel_figures
 from forget_kernel import scrub_by_kernel
 from forget_parts import Case, kept_solution, requests, solve_by_descent, without
-from step_cost import cpu_name
+from written_report import write_report
 
 SIZES: dict[str, dict[str, Any]] = {
     "quick": {
@@ -97,17 +94,11 @@ def main() -> None:
         "cifar10": descent_figures(case, size["cifar10"], work / "cifar10", entries[1:])
         | {"base": _plain(entries[0]), "retrained": retrainings(size["cifar10"], work / "cifar10")},
     }
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    report = json.dumps({
+    report = {
         "benchmark": "forget", "size": name, "sizes": size, "figures": figures,
         "claims": [] if options.quick else claims(figures),
-        "machine": gpu or f"{cpu_name()}, one thread, shared with other programs", "date": str(datetime.date.today()),
-        "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version(),
-    })  # fmt: skip
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(report + "\n")
-    print(report)
+    }  # fmt: skip
+    write_report(report, options.output)
 
 
 def retrainings(size: dict[str, Any], work: Path) -> list[dict[str, Any]]:

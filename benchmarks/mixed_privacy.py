@@ -16,22 +16,18 @@ object.
 
 import argparse
 import copy
-import datetime
-import json
-import platform
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from forget_parts import ALPHA, CHUNK, Case, automatic_mu, kept_kernel, kept_solution, solve_with_kernel
 from images_from_folder import load_folder
 from safetensors.torch import load_file, save_file
-from step_cost import cpu_name
 from torch import Tensor, nn
+from written_report import write_report
 
 from lqf_lightning.backbones import create_backbone
 from lqf_lightning.linear import LinearizedModel, StreamedJacobian
@@ -207,17 +203,11 @@ def main() -> None:
     size, work = SIZES[name], options.work / name
     work.mkdir(parents=True, exist_ok=True)
     figures = {split: measure(options.data, size, split, work) for split in SPLITS}
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    report = json.dumps({
+    report = {
         "benchmark": "mixed_privacy", "size": name, "sizes": size, "options": OPTIONS, "figures": figures,
         "claims": [] if options.quick else claims(figures),
-        "machine": gpu or f"{cpu_name()}, one thread, shared with other programs", "date": str(datetime.date.today()),
-        "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version(),
-    })  # fmt: skip
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(report + "\n")
-    print(report)
+    }  # fmt: skip
+    write_report(report, options.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from lqf_lightning.methods import LQF, Method
 def affordable_shadows(
     method: Method, data: ImageDataModule, cohort: Tensor, count: int, memory_gib: float
 ) -> tuple[ShadowModels | str, KeptKernel | None]:
-    """Make shadow models of a run if that takes about a minute; all ranks have to call this together.
+    """Make shadow models of a run of up to 4,000 samples times outputs; all ranks have to call this together.
 
     Args:
         method: The method, attached to a trainer.

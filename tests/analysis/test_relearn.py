@@ -132,7 +132,7 @@ def test_networks_relearn_too_and_keep_their_statistics():
 @pytest.mark.filterwarnings("ignore:.*sync_dist=True.*")  # the group of the test is not one of the trainer's
 def test_steps_are_the_same_on_any_number_of_ranks(weights):
     def rank():
-        look = lambda r: {"steps": r.steps(weights["retrained"]), "rate": r.learning_rate, "at": r.threshold}  # noqa: E731
+        look = lambda r: {"steps": r.steps(weights["retrained"]), "rate": r.learning_rate, "at": r.threshold}  # noqa: E731  # used on two lines
         return relearn(weights, look, tolerance=1.0, batch_size=5, samples=10)
 
     alone = rank()
