@@ -13,7 +13,7 @@ from lqf_lightning.linear.fold_plan import FoldPlan
 from lqf_lightning.linear.folded_network import FoldedNetwork
 from lqf_lightning.linear.full_precision import full_precision
 from lqf_lightning.linear.kernel import Kernel, KernelForm
-from lqf_lightning.linear.kernel_assembly import KernelAssembly
+from lqf_lightning.linear.kernel_assembly import TOTAL, KernelAssembly
 from lqf_lightning.linear.kernel_plan import KernelPlan, plan_kernel
 from lqf_lightning.linear.kernel_store import KernelStore, checksum_of
 from lqf_lightning.linear.linearized import LinearizedModel
@@ -57,6 +57,7 @@ def assemble_kernel(
     reducer: Reducer | None = None,
     store: MutableMapping[str, Tensor] | None = None,
     watch: Callable[[Any], Iterable[Any]] = iter,
+    scales: Mapping[str, float] | None = None,
 ) -> KernelPair:
     r"""Take the inner products of all per-sample Jacobians, :math:`K = J J^T`, group by group.
 
@@ -83,13 +84,17 @@ def assemble_kernel(
         reducer: Speaks to the other processes; None for a single one.
         store: Takes every finished group at once; groups found in it are not computed again.
         watch: Wraps what is iterated over, batches and layers, for a progress bar.
+        scales: Inverse penalty weights by group, as in `Kernel.total`: groups are added up as they are finished, each
+            times its scale, into a single one named "total", which takes the memory of two matrices, not of one per
+            group (unless a store in memory keeps those). Groups left out or of scale 0 are not computed at all.
 
     Returns:
         The kernels, samples by ascending index, the same on every process.
 
     Raises:
         ValueError: Groups name parameters that are not trained, or one twice; the form does not fit them; the kernel
-            is larger than the limit; the samples do not match their index; or the store is that of another kernel.
+            is larger than the limit; a scale is negative or of no group; the samples do not match their index; or the
+            store is that of another kernel.
 
     Example:
         >>> import torch
@@ -102,6 +107,7 @@ def assemble_kernel(
         [[[6.0, 3.0], [3.0, 2.0]]]
     """
     check_groups(model, groups)
+    _check_scales(groups, scales)
     if combinations is not None and (form != "trace" or combinations < 1):
         raise ValueError(f"combinations={combinations} with form={form!r}: they stand for outputs of form 'trace' only")
     reducer = reducer or Reducer()
@@ -116,17 +122,17 @@ def assemble_kernel(
         plan = plan_kernel(network, state, groups, samples.first, reducer)
         _check_form(form, samples.layout.total, plan, limit)
         directions = _directions(form, plan.outputs, combinations, seed).to(like)
-        entries: MutableMapping[str, Tensor] = {} if store is None else store
         text = f"{form}:{samples.layout.total}x{others.layout.total}x{plan.outputs}:{like.dtype}"
         if keeps:
             content = [samples.content(reducer), others.content(reducer), directions, *state.values()]
             text += f":{checksum_of([*content, *_letters(groups)]) % 2**64:016x}"
-        kept = KernelStore(entries, text)
+        kept = None if store is None else KernelStore(store, text)
         assembly = KernelAssembly(
-            network, state, plan, form, directions, (samples, others), reducer, watch, budget, kept
+            network, state, plan, form, directions, (samples, others), reducer, watch, budget, kept, scales
         )
         assembly.run(list(groups))
-    first, second = ({group: found[group] for group in groups if group in found} for found in assembly.results)
+    names = groups if scales is None else [TOTAL]
+    first, second = ({name: found[name] for name in names if name in found} for found in assembly.results)
     cross = Kernel(second, plan.outputs, form) if second else None
     return KernelPair(Kernel(first, plan.outputs, form), cross, samples.layout.index, others.layout.index)
 
@@ -150,6 +156,14 @@ def check_groups(model: LinearizedModel, groups: Mapping[str, Sequence[str]]) ->
     if twice or empty or not groups:
         wrong = f"{twice[0]!r} stands there twice" if twice else f"groups without a list of names: {empty}"
         raise ValueError(f"expected lists of distinct parameter names by layer group; {wrong}")
+
+
+def _check_scales(groups: Mapping[str, Sequence[str]], scales: Mapping[str, float] | None) -> None:
+    if scales is None:
+        return
+    odd = [name for name, scale in scales.items() if name not in groups or not 0 <= scale < math.inf]
+    if odd or not scales:
+        raise ValueError(f"scales must be finite and not negative, for groups among {list(groups)}; got {dict(scales)}")
 
 
 def _check_form(form: KernelForm, samples: int, plan: KernelPlan, limit: int) -> None:

@@ -20,6 +20,7 @@ from lqf_lightning.linear.sample_stream import SampleStream, Watch
 
 Records = dict[KernelLayer, Record]
 
+TOTAL = "total"  # the group that scaled groups add up to
 _SCRATCH = 2**28  # bytes of temporary results
 
 
@@ -37,7 +38,9 @@ class KernelAssembly:
         reducer: Speaks to the other processes.
         watch: Wraps the layers.
         budget: Bytes of records that are kept at a time.
-        store: Where finished groups go.
+        store: Where finished groups go; None keeps them in the results only.
+        scales: Groups are added up as they are finished, each times its scale, into one named `TOTAL`; those left out
+            or with scale 0 are not computed. None keeps every group.
         results: Finished matrices of the training samples and of the others, by group.
     """
 
@@ -50,7 +53,8 @@ class KernelAssembly:
     reducer: Reducer
     watch: Watch
     budget: int
-    store: KernelStore
+    store: KernelStore | None
+    scales: Mapping[str, float] | None = None
     results: tuple[dict[str, Tensor], dict[str, Tensor]] = field(default_factory=lambda: ({}, {}))
 
     def run(self, groups: Sequence[str]) -> None:
@@ -59,20 +63,26 @@ class KernelAssembly:
         Args:
             groups: Layer groups.
         """
-        todo = [group for group in groups if not self._fetch(group)]
-        panels = {group: self._panels() for group in todo}
+        wanted = [group for group in groups if self.scales is None or self.scales.get(group, 0.0) > 0]
+        todo = [group for group in wanted if not self._fetch(group)]
+        panels: dict[str, list[KernelPanel]] = {}  # of groups that are begun, usually one at a time
         passes = self._passes(todo)
         left = Counter(layer.group for layers in passes for layer in layers)
         for group in todo:
             if not left[group]:  # none of its parameters has a part in the outputs
-                self._finish(group, panels.pop(group))
+                self._finish(group, self._panels())
         for layers in passes:
             records = [self._collect(stream, layers) for stream in self.streams]
             for layer in self.watch(layers):
+                if layer.group not in panels:
+                    panels[layer.group] = self._panels()
                 self._add(panels[layer.group], layer, [record.pop(layer) for record in records])
                 left[layer.group] -= 1
                 if not left[layer.group]:
                     self._finish(layer.group, panels.pop(layer.group))
+        if not wanted:  # all groups are frozen
+            for panel, result in zip(self._panels(), self.results, strict=False):
+                result[TOTAL] = panel.gather(self.reducer)
 
     @property
     def _parts(self) -> tuple[str, ...]:
@@ -84,17 +94,16 @@ class KernelAssembly:
         return outputs if self.form == "diagonal" else 1, outputs if self.form == "full" else 1
 
     def _fetch(self, group: str) -> bool:
-        found = [self.store.find(group, part) for part in self._parts]
+        found = [self.store.find(group, part) if self.store else None for part in self._parts]
         # The first process decides: others may have been stopped at another place.
         held = torch.tensor([all(matrix is not None for matrix in found)], device=self.directions.device).int()
         if not bool(self.reducer.broadcast_(held)):
             return False
         (blocks, k), columns = self._shape, self.streams[0].layout.total
-        for part, matrix, stream, result in zip(self._parts, found, self.streams, self.results, strict=False):
+        for place, (matrix, stream) in enumerate(zip(found, self.streams, strict=False)):
             if matrix is None or self.reducer.rank > 0:
                 matrix = self.directions.new_zeros(blocks, stream.layout.total * k, columns * k)
-            result[group] = self.reducer.broadcast_(matrix.to(self.directions))
-            self.store.put(group, part, result[group])
+            self._keep(place, group, self.reducer.broadcast_(matrix.to(self.directions)))
         return True
 
     def _panels(self) -> list[KernelPanel]:
@@ -153,7 +162,17 @@ class KernelAssembly:
                 for panel, record in zip(panels, records, strict=False):
                     panel.add(gram, record, train, source)
 
-    def _finish(self, group: str, panels: Sequence[KernelPanel]) -> None:
-        for part, panel, result in zip(self._parts, panels, self.results, strict=False):
-            result[group] = panel.gather(self.reducer)
-            self.store.put(group, part, result[group])
+    def _finish(self, group: str, panels: list[KernelPanel]) -> None:
+        for place in range(len(panels)):
+            self._keep(place, group, panels.pop(0).gather(self.reducer))
+
+    def _keep(self, place: int, group: str, matrix: Tensor) -> None:
+        if self.store is not None:
+            self.store.put(group, self._parts[place], matrix)
+        result = self.results[place]
+        if self.scales is None:
+            result[group] = matrix
+        elif TOTAL in result:
+            result[TOTAL].add_(matrix, alpha=self.scales[group])
+        else:  # what the store holds must stay as it is
+            result[TOTAL] = matrix.mul_(self.scales[group]) if self.store is None else matrix * self.scales[group]
