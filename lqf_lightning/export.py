@@ -26,8 +26,8 @@ def export(config: DictConfig) -> Path:
 
     The file's metadata say what the network is, what input it expects and where it comes from. The head is left out
     if the method did not train it. Folding batch norm drops tensors that the library's network has and adds others, so
-    that a run with ``backbone.fold_batch_norm=true`` has no plain form; leaky activations and moved strides leave the
-    tensors as they are, and are told in the metadata and on the terminal.
+    that a run with ``backbone.fold_batch_norm=true`` has no plain form, nor has one with second-order pooling; leaky
+    activations and moved strides leave the tensors as they are, and are told in the metadata and on the terminal.
 
     Args:
         config: The composed configuration (see ``conf/export.yaml``).
@@ -65,6 +65,13 @@ def _choose_output(config: DictConfig, checkpoint: Path) -> Path:
 
 
 def _check_plain(network: RunNetwork, architecture: Architecture, run: DictConfig) -> str:
+    if (pooling := run.backbone.get("pooling", "average")) != "average":
+        raise ValueError(
+            f"the network of this run is no plain {architecture.name} of {architecture.library}: "
+            f"backbone.pooling={pooling} gives its head other features, and their number of weights. Give a checkpoint "
+            "of a run with backbone.pooling=average, or use this one through reference=RUN/checkpoints/last.ckpt, or "
+            f"backbone.weights=RUN/checkpoints/last.ckpt with backbone.pooling={pooling}."
+        )
     plain = architecture.build(len(network.classes), run.backbone.get("image_size"))
     expected = {key: tensor.shape for key, tensor in plain.state_dict().items()}
     found = {key: tensor.shape for key, tensor in network.state.items()}

@@ -233,3 +233,10 @@ def test_the_command_leaves_its_file_and_nothing_else(run, tmp_path, console):
     assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")} == {"new", "new/net.safetensors"}
     assert done.stdout.startswith(f"Written: {tmp_path}/new/net.safetensors (student, a head for 3 classes)")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("pooling", ["second_order", "both"])
+def test_a_network_with_another_pooling_is_refused(pooling, run, tmp_path):
+    copy = changed(run, tmp_path / "run", pooling=pooling)
+    with pytest.raises(ValueError, match=rf"no plain .*backbone\.pooling={pooling} gives its head.*pooling=average"):
+        written(copy, tmp_path)

@@ -14,7 +14,9 @@ from lqf_lightning.backbones.fold import fold_batch_norm as fold_batch_norms
 from lqf_lightning.backbones.groups import layer_groups
 from lqf_lightning.backbones.head import find_head, reset_head
 from lqf_lightning.backbones.library import Architecture, Library, find_architecture
+from lqf_lightning.backbones.pool_second_order import Pool, Pooling, choose_pooling
 from lqf_lightning.backbones.strides import move_strides_to_1x1
+from lqf_lightning.backbones.told_slope import refuse_other_slope
 from lqf_lightning.backbones.weights import (
     explaining_downloads,
     load_library_weights,
@@ -39,6 +41,8 @@ def create_backbone(
     leaky_slope: float | None = None,
     stride_in_1x1: bool = False,
     fold_batch_norm: bool = False,
+    pooling: Pooling = "average",
+    pooling_width: int = 128,
 ) -> Backbone:
     """Build a classifier, load its weights and give it a new head.
 
@@ -60,9 +64,14 @@ def create_backbone(
         mean: Channel means of the weights' input; None takes the library's.
         std: Channel deviations of the weights' input; None takes the library's.
         head_std: Standard deviation of a new head's weights.
-        leaky_slope: Replace ReLUs by leaky ReLUs of this slope; None leaves the network as published.
+        leaky_slope: Replace ReLUs by leaky ReLUs of this slope, as weights of a leaky network need; None leaves the
+            network as published.
         stride_in_1x1: Read the weights as ResNet v1 (Caffe, Keras), whose stride sits in the first convolution.
         fold_batch_norm: Fold every BatchNorm into its convolution and drop it.
+        pooling: What the head sees of the last map: its ``average``; with ``second_order`` the matrix square root of
+            its covariance over places (see :class:`SecondOrderPooling`); or ``both``.
+        pooling_width: Number W of directions that the channels are projected to before the covariance is taken, which
+            gives W (W + 1) / 2 features.
 
     Returns:
         The backbone, in eval mode.
@@ -75,13 +84,15 @@ def create_backbone(
     if classes is not None and len(classes) != num_classes:
         raise ValueError(f"got num_classes={num_classes}, but the names of {len(classes)} classes")
     architecture = find_architecture(name, library)
-    model, head, source = _with_weights(architecture, num_classes, weights, image_size, head_std, classes)
+    size = image_size or architecture.image_size
+    pool = choose_pooling(pooling, pooling_width, name, size)
+    model, head, source = _with_weights(architecture, num_classes, weights, image_size, head_std, classes, pool)
+    refuse_other_slope(weights, leaky_slope)
     if stride_in_1x1:
         move_strides_to_1x1(model)
     if leaky_slope is not None:
         swap_activations(model, leaky_slope)
     model.eval()
-    size = image_size or architecture.image_size
     if fold_batch_norm:
         fold_batch_norms(model, torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
     _logger.info("backbone %s from %s, weights: %s", name, architecture.library, source)
@@ -104,12 +115,15 @@ def _with_weights(
     image_size: int | None,
     head_std: float,
     classes: Sequence[str] | None,
+    pool: Pool | None,
 ) -> tuple[nn.Module, str, str]:
     # The new head comes first and the weights second, so that a loaded head that fits keeps its values.
     if weights == "default" and architecture.library == "timm":
-        return _from_timm_hub(architecture, num_classes, image_size, head_std)
+        return _from_timm_hub(architecture, num_classes, image_size, head_std, pool)
     model = architecture.build(num_classes, image_size)
     head = find_head(model, num_classes, architecture.name)
+    if pool is not None:
+        pool(model, head)
     reset_head(model, head, head_std)
     match weights:
         case None:
@@ -124,13 +138,15 @@ def _with_weights(
 
 
 def _from_timm_hub(
-    architecture: Architecture, num_classes: int, image_size: int | None, head_std: float
+    architecture: Architecture, num_classes: int, image_size: int | None, head_std: float, pool: Pool | None
 ) -> tuple[nn.Module, str, str]:
     with explaining_downloads(architecture.name):
         model = architecture.build(num_classes, image_size, pretrained=True)
     head = find_head(model, num_classes, architecture.name)
     config: Any = model.pretrained_cfg
-    if config["num_classes"] != num_classes:
+    if pool is not None:
+        pool(model, head)
+    if pool is not None or config["num_classes"] != num_classes:
         reset_head(model, head, head_std)
     return model, head, f"timm {config['architecture']}.{config['tag']}".rstrip(".")
 

@@ -81,7 +81,8 @@ def _difference(old: Side, new: Side) -> str:
 def _architecture(checkpoint: Path) -> dict[str, Any]:
     # Networks of one name may compute different functions of the same weights.
     options = run_config(checkpoint).backbone
-    known = {f"backbone.{name}": options.get(name) for name in ("leaky_slope", "stride_in_1x1", "fold_batch_norm")}
+    changes = ("leaky_slope", "stride_in_1x1", "fold_batch_norm", "pooling", "pooling_width")
+    known = {f"backbone.{name}": options.get(name) for name in changes}
     library = find_architecture(options.name, options.get("library")).library
     return {"backbone.name": options.name, "backbone.library": library, **known}
 

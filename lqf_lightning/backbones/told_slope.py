@@ -1,0 +1,52 @@
+"""Weights that were trained with leaky activations, loaded into a network with others."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+
+def refuse_other_slope(weights: Any, slope: float | None) -> None:
+    """Check that a file of weights is used with the activations that it was trained with.
+
+    ReLU and leaky ReLU have no tensors, so that such weights fit every network of their architecture, but compute the
+    function that was trained only with the slope that was trained. Files that ``lqf-adapt`` and ``lqf-export`` write
+    say which; a file that says nothing is taken for one of a network as published.
+
+    Args:
+        weights: The option ``backbone.weights``.
+        slope: The option ``backbone.leaky_slope``.
+
+    Raises:
+        ValueError: The file says another slope.
+    """
+    told = told_slope(weights)
+    if told is None or (slope is not None and math.isclose(told, slope)):
+        return
+    raise ValueError(
+        f"the weights in {weights} were trained with leaky activations of slope {told}, got backbone.leaky_slope="
+        f"{'null' if slope is None else slope}: with it they compute another function. Set backbone.leaky_slope={told}"
+    )
+
+
+def told_slope(weights: Any) -> float | None:
+    """The slope of the activations that a file's weights belong to, by its metadata.
+
+    Args:
+        weights: The option ``backbone.weights``; anything but the path of a ``.safetensors`` file says nothing.
+
+    Returns:
+        The slope, or None if the file does not exist, is none of ours or is of a network as published.
+    """
+    path = Path(str(weights)).expanduser()
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    told = _metadata(path)
+    return float(json.loads(told["leaky_slope"])) if {"lqf_lightning", "leaky_slope"} <= told.keys() else None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
