@@ -78,12 +78,12 @@ def read_metrics(folder: Path) -> dict[str, float]:
 
 @rank_zero_only
 def forget_results(folder: Path) -> None:
-    """Clear what an earlier run left in the folder that a fresh one would add to: its metrics and its W&B identity.
+    """Clear what an earlier run left in the folder that a fresh one would add to: its metrics, advice and W&B identity.
 
     Args:
         folder: The run folder.
     """
-    for name in ("metrics.json", "wandb_run_id"):
+    for name in ("metrics.json", "outlook.json", "wandb_run_id"):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -24,9 +24,10 @@ from lqf_lightning.references import open_references
 from lqf_lightning.resume import checkpoint_to_resume, keep_indices, make_paths_absolute
 from lqf_lightning.run_folder import forget_results, read_metrics, write_metrics, write_start
 from lqf_lightning.sample_files import keep_sample_files, refuse_changed_files
-from lqf_lightning.summary import print_summary
+from lqf_lightning.starting_head import forget_head, give_head, resumed_head
+from lqf_lightning.summary import keep_outlook, print_summary
 from lqf_lightning.sync_batch_norm import TimmSyncBatchNorm
-from lqf_lightning.weights_origin import warn_of_seen_images
+from lqf_lightning.weights_origin import note_seen_labels, warn_of_seen_images
 
 _MODULE = "lqf_lightning.train"
 _BACKBONE = "lqf_lightning.backbones.create_backbone"
@@ -44,24 +45,29 @@ def train(config: DictConfig) -> dict[str, float]:
     folder = Path(config.paths.output_dir)
     make_paths_absolute(config)
     resumed = checkpoint_to_resume(config, folder)
+    asked = {"head": config.head} if "head" in config else {}  # by which runs are compared, not by the file it is in
     # A used folder is what resuming and starting over are about.
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     if resumed:
         refuse_changed_files(config, folder)
         keep_indices(config, folder)
+        resumed_head(config, resumed.absolute().parent.parent)
     else:
         forget_results(folder)
+        forget_head(folder)
     known = read_metrics(folder)
     data, method = build_method(config)
     write_start(folder, config)
     keep_sample_files(config, folder)
     rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
     trainer = build_trainer(config, folder, data.classes)
+    options = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)) | asked
     for logger in trainer.loggers:
-        logger.log_hyperparams(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
+        logger.log_hyperparams(options)
 
     started = time.monotonic()
     trainer.fit(method, datamodule=data, ckpt_path=resumed, weights_only=True)
+    keep_outlook(folder, method)
     spent = known.get("time/fit_s", 0.0) + time.monotonic() - started
     metrics: dict[str, Any] = {**known, **trainer.callback_metrics, "time/fit_s": spent}
     write_metrics(folder, metrics)
@@ -79,7 +85,7 @@ def build_method(config: DictConfig) -> tuple[ImageDataModule, Method]:
     """The data and the method of a configuration, checked against one another.
 
     Args:
-        config: The composed configuration.
+        config: The composed configuration; a head that is fitted is kept, and `head` becomes the name of its file.
 
     Returns:
         The data module, set up, and the method around its backbone.
@@ -88,11 +94,13 @@ def build_method(config: DictConfig) -> tuple[ImageDataModule, Method]:
     data: ImageDataModule = instantiate(config, "data")
     data.prepare_data()
     data.setup()
-    warn_of_seen_images(OmegaConf.select(config, "backbone.weights"), data)
+    weights = OmegaConf.select(config, "backbone.weights")
+    warn_of_seen_images(weights, data)
     ours = config.backbone.get("_target_") == _BACKBONE  # others need not know which head belongs to which classes
     known = {"classes": data.classes} if ours else {}
     backbone: Backbone = instantiate(config, "backbone", num_classes=data.num_classes, **known)
     data.normalization = (backbone.mean, backbone.std)
+    note_seen_labels(weights, give_head(config, backbone, data), data)
     opened = open_references(config, "method", data.classes)
     method: Method = instantiate(config, "method", backbone=backbone, classes=data.classes, **opened)
     return data, method

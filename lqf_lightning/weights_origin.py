@@ -1,14 +1,63 @@
-"""What the run that starting weights come from was trained on."""
+"""What the runs that starting weights come from were trained on."""
 
 import logging
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
 from lqf_lightning.data import ImageDataModule, Manifest
-from lqf_lightning.data.seen_in_training import manifest_behind, seen_in_training
+from lqf_lightning.data.seen_in_training import manifest_behind, seen_in_training, seen_labels
+from lqf_lightning.fitted_head import FILE, FittedHead
 
 log = logging.getLogger(__name__)
+_WITHOUT_LABELS = {f"lqf_lightning.methods.{name}" for name in ("BYOL", "MoCo")}
+
+
+def note_seen_labels(weights: str | None, head: frozenset[str], data: ImageDataModule) -> None:
+    """Tell the data which training images the starting weights have learned from with their labels, and say so.
+
+    Args:
+        weights: The option ``backbone.weights``; only files of a run folder tell where they come from.
+        head: Hashes of the images that the head was fitted to.
+        data: The data module, set up; `seen_by_weights` is set.
+    """
+    data.seen_by_weights = seen_labels(data.manifest, contents_behind(weights) | head)
+    if data.seen_by_weights is None:
+        return
+    used = data.manifest.rows("train")["index"].to_numpy(copy=True)
+    seen = int(data.seen_by_weights[used].sum())
+    if seen:
+        rank_zero_only(log.warning)(
+            "the starting weights%s were trained on %d of the %d training images with their labels: what rests on "
+            "leaving these out (a ridge by leave-one-out, unique information, forgetting) leaves them out, or is "
+            "refused. Set data.core={fraction:0.5,seed:0} data.part=user to train on others than the head was fitted "
+            "to, or start from weights that have not seen them",
+            " and the head" if head else "", seen, len(used),
+        )  # fmt: skip
+
+
+def contents_behind(weights: str | None, known: frozenset[Path] = frozenset()) -> frozenset[str]:
+    """Find the images whose labels went into weights, as far as run folders tell: also through the run before that.
+
+    Args:
+        weights: The option ``backbone.weights``.
+        known: Manifests that have been looked at.
+
+    Returns:
+        Hashes of their contents; those of runs that use no labels (BYOL, MoCo) are not among them.
+    """
+    manifest = manifest_behind(weights)
+    if manifest is None or manifest in known:
+        return frozenset()
+    written, head = manifest.parent / "config.yaml", manifest.parent / FILE
+    config = OmegaConf.load(written) if written.is_file() else OmegaConf.create()
+    earlier = contents_behind(OmegaConf.select(config, "backbone.weights"), known | {manifest})
+    if head.is_file():
+        earlier |= FittedHead.read(head).contents
+    if OmegaConf.select(config, "method._target_") in _WITHOUT_LABELS:
+        return earlier
+    return earlier | frozenset(Manifest.read(manifest).rows("train")["sha"])
 
 
 @rank_zero_only

@@ -4,9 +4,10 @@ import shutil
 import pytest
 import torch
 
-from lqf_lightning.data import FolderSource, ImageDataModule
+from lqf_lightning.data import FolderSource, ImageDataModule, Manifest
+from lqf_lightning.fitted_head import FILE, fit_probe
 from lqf_lightning.train import build_method
-from lqf_lightning.weights_origin import manifest_behind, warn_of_seen_images
+from lqf_lightning.weights_origin import contents_behind, manifest_behind, warn_of_seen_images
 from tiny import compose, run_tiny, tiny_overrides, write_shapes
 
 BRIEF = ["method=finetune", "callbacks=[]", "trainer.max_epochs=1", "test=false"]
@@ -108,3 +109,59 @@ def test_a_run_takes_the_head_of_its_own_classes_only(run, images, tmp_path):
     for split in ("train", "test"):
         (renamed / split / "blue").rename(renamed / split / "black")
     assert not torch.isclose(head_with(renamed), trained).any(dim=1).all()
+
+
+def test_training_images_that_the_weights_know_are_told_by_content(run, images, tmp_path, caplog):
+    weights = f"backbone.weights={run}/checkpoints/last.ckpt"
+    options = (*tiny_overrides(images), "method=finetune", f"paths.output_dir={tmp_path}")
+    data, _ = build_method(compose(*options, weights, "data.val_fraction=0.2", "data.split_seed=7"))
+    then = set(Manifest.read(run / "manifest.parquet").rows("train")["path"])
+    table = data.manifest.table
+    assert data.seen_by_weights.tolist() == [
+        split == "train" and path in then for split, path in zip(table["split"], table["path"], strict=True)
+    ]
+    number = int(data.seen_by_weights.sum())
+    assert 0 < number < 24
+    assert [text for text in warnings_in(caplog) if f"were trained on {number} of the 24 training images" in text]
+    other = tmp_path / "other"
+    write_shapes(other / "train", per_class=3, seed=5)
+    write_shapes(other / "test", per_class=2, seed=6)
+    caplog.clear()
+    elsewhere = [option for option in options if not option.startswith("data.source.root")]
+    assert build_method(compose(*elsewhere, f"data.source.root={other}", weights))[0].seen_by_weights is None
+    assert build_method(compose(*options, "data.val_fraction=0.2"))[0].seen_by_weights is None
+    assert not [text for text in warnings_in(caplog) if "with their labels" in text]
+
+
+def test_weights_know_what_the_weights_before_them_knew(run, images, tmp_path):
+    write_shapes(tmp_path / "other" / "train", per_class=3, seed=5)
+    write_shapes(tmp_path / "other" / "test", per_class=2, seed=6)
+    weights = f"backbone.weights={run}/checkpoints/last.ckpt"
+    run_tiny(tmp_path / "2", tmp_path / "other", weights, *BRIEF)
+    first = frozenset(Manifest.read(run / "manifest.parquet").rows("train")["sha"])
+    second = frozenset(Manifest.read(tmp_path / "2" / "manifest.parquet").rows("train")["sha"])
+    assert contents_behind(f"{run}/checkpoints/last.ckpt@student") == first
+    assert contents_behind(f"{tmp_path}/2/checkpoints/last.ckpt") == first | second
+    for other in (None, "default", "package", "elsewhere/weights.pt"):
+        assert contents_behind(other) == frozenset()
+
+
+@pytest.mark.parametrize(("method", "known"), [("BYOL", False), ("MoCo", False), ("SupMoCo", True), ("Finetune", True)])
+def test_training_without_labels_knows_none(run, tmp_path, method, known):
+    shutil.copy(run / "manifest.parquet", tmp_path)
+    (tmp_path / "config.yaml").write_text(f"method: {{_target_: lqf_lightning.methods.{method}}}\n")
+    assert bool(contents_behind(f"{tmp_path}/checkpoints/last.ckpt")) is known
+
+
+def test_a_run_that_began_at_itself_is_looked_at_once(run, tmp_path):
+    shutil.copy(run / "manifest.parquet", tmp_path)
+    weights = f"{tmp_path}/checkpoints/last.ckpt"
+    (tmp_path / "config.yaml").write_text(f"backbone: {{weights: {weights}}}\n")
+    assert contents_behind(weights) == frozenset(Manifest.read(tmp_path / "manifest.parquet").rows("train")["sha"])
+
+
+def test_weights_know_what_their_head_was_fitted_to(run, tmp_path):
+    shutil.copy(run / "manifest.parquet", tmp_path)
+    rows, label = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2
+    fit_probe(rows, label, ["a", "b"], frozenset({"core"})).write(tmp_path / FILE)
+    assert "core" in contents_behind(f"{tmp_path}/checkpoints/last.ckpt")
