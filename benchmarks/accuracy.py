@@ -1,108 +1,144 @@
-"""What LQF, ordinary fine-tuning and a linear probe reach on real images, by running `lqf-train` itself.
+"""How accurate LQF is on real images, beside linear and fine-tuned baselines, by running `lqf-train` itself.
 
-Each case is one process of `lqf-train`, so the figures are those that a user gets; finished cases are kept in the work
-folder, and an interrupted benchmark goes on where it was. Without `--folder` it runs the quick-start digits, which need
-no download.
+Each case is one process of `lqf-train`, so the figures are those that a user gets. Fine-tuning is tuned: four learning
+rates, then twice the epochs, by validation accuracy (ties by loss). LQF is not: its options are the same for all sets.
+Finished cases are kept in the work folder, and an interrupted benchmark goes on where it was. Without `--folder` it
+runs scikit-learn's digits, which need no download.
 
-    python benchmarks/accuracy.py [--quick] [--folder NAME=PATH:IMAGE_SIZE ...] [--backbone NAME[=OVERRIDE,...] ...]
-                                  [--epochs N] [--work DIR] [--output benchmarks/results/accuracy.json]
+    python benchmarks/accuracy.py [--quick] [--folder NAME=PATH:SIZE[:AUGMENTATION[:SHARE[:CROP]]] ...]
+        [--backbone NAME] [--leaky FILE] [--rows KEY ...] [--shots NAME ...] [--work DIR] [--output FILE]
 
 The last line printed is one JSON object.
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import statistics
 from pathlib import Path
 from typing import Any
 
-import lightning
-import timm
-import torch
+from accuracy_figures import claims, mean_error, medians, paired_interval, relative_increase
+from accuracy_plan import EPOCHS, LINEAR, RATES, SHOTS, ImageSet, finetune, image_sets, rows
+from accuracy_runs import answers, drop_checkpoints, run
+from written_report import write_report
 
-METHODS = ("finetune", "lqf")
+
+def tuned(folder: Path, data: ImageSet, shared: list[str], seeds: int, quick: bool) -> list[dict[str, Any]]:
+    """Fine-tune with every learning rate, choose by validation accuracy, then run the other seeds."""
+
+    def at(rate: float, epochs: int, seed: int) -> dict[str, Any]:
+        case = folder / "finetune" / f"lr{rate:g}_e{epochs}" / f"seed{seed}"
+        found = run(case, [*data.data, *shared, *finetune(rate, epochs, data), f"seed={seed}"])
+        drop_checkpoints(case)
+        return found | {"rate": rate, "epochs": epochs}
+
+    def quality(found: dict[str, Any]) -> tuple[float, float]:
+        return found["val/acc"], -found["val/loss"]
+
+    epochs = 1 if quick else EPOCHS
+    tried = [at(rate, epochs, 0) for rate in (RATES[:1] if quick else RATES)]
+    best = max(tried, key=quality)
+    if not quick:
+        tried.append(at(best["rate"], 2 * epochs, 0))
+        best = max(best, tried[-1], key=quality)
+    found = [best, *(at(best["rate"], best["epochs"], seed) for seed in range(1, seeds))]
+    return [{**each, "search_seconds": sum(one["time/fit_s"] for one in tried)} for each in found]
 
 
-def case_overrides(options: argparse.Namespace) -> dict[str, list[str]]:
-    """The Hydra overrides of every combination of data and backbone, by a name for it."""
-    data = {"digits": ["data=digits"]}
-    for entry in options.folder:
-        name, _, rest = entry.partition("=")
-        path, _, size = rest.rpartition(":")
-        data[name] = ["data=folder", f"data.source.root={Path(path).absolute()}", f"data.image_size={size}"]
-    backbones = {
-        name: extra.split(",") if extra else [] for name, _, extra in (e.partition("=") for e in options.backbone)
-    }
+def row_of(found: list[dict[str, Any]], baseline: float) -> dict[str, Any]:
+    """The figures of one row: errors in percent, seconds of training."""
+    error = mean_error(found)
     return {
-        f"{backbone}/{name}": [*overrides, f"backbone={backbone}", *extra]
-        for backbone, extra in backbones.items()
-        for name, overrides in data.items()
-    }
-
-
-def run_case(folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Train and test once; a folder with final metrics is not run again."""
-    metrics = folder / "metrics.json"
-    if not (metrics.exists() and "test/acc" in json.loads(metrics.read_text())):
-        command = [sys.executable, "-m", "lqf_lightning.train", *overrides, f"hydra.run.dir={folder}"]
-        quiet = ["logger=csv", "progress=none", "callbacks=[learning_curves,linear_probe]"]
-        subprocess.run([*command, *quiet], check=True, stdout=subprocess.DEVNULL)
-    written = json.loads(metrics.read_text())
-    return {
-        "test_acc": written["test/acc"], "val_acc": written["val/acc"],
-        "probe_test_acc": written["test/linear_probe_acc"],
-        "ece": written["test/ece"], "fit_seconds": written["time/fit_s"],
+        "error": error, "seeds": len(found), "errors": [100 * (1 - each["test/acc"]) for each in found],
+        "relative": relative_increase(error, baseline),
+        "seconds": statistics.fmean(each["time/fit_s"] for each in found),
     }  # fmt: skip
 
 
-def claims(cases: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What the documentation says of the quick start."""
-    digits = cases.get("efficientnet_lite0/digits")
-    if digits is None:
-        return []
-    error, probe = 1 - digits["lqf"]["test_acc"], 1 - digits["lqf"]["probe_test_acc"]
-    return [
-        {
-            "claim": "quick start: test error of LQF over that of the linear probe", "value": error / probe,
-            "target": 0.7, "holds": error / probe <= 0.7,
-        },
-        {
-            "claim": "quick start: minutes of training and evaluation", "value": digits["lqf"]["fit_seconds"] / 60,
-            "target": 5.0, "holds": digits["lqf"]["fit_seconds"] / 60 <= 5.0,
-        },
-    ]  # fmt: skip
+def measure(folder: Path, data: ImageSet, options: argparse.Namespace, shared: list[str]) -> dict[str, Any]:
+    """All rows on one image set."""
+    seeds = 1 if options.quick else options.seeds
+    baseline = tuned(folder, data, shared, seeds, options.quick)
+    error = mean_error(baseline)
+    table = {"finetune": row_of(baseline, error)}
+    table["finetune"] |= {name: baseline[0][name] for name in ("rate", "epochs", "search_seconds")}
+    known, loo = {}, {}
+    for key, row in rows(options.leaky).items():
+        if options.rows and key not in options.rows:
+            continue
+        extra = ["trainer.max_epochs=1"] if options.quick else []
+        extra += [f"data/augmentation={data.augmentation}"] if row.stochastic else []
+        found, folders = [], [folder / key / f"seed{seed}" for seed in range(min(row.seeds, seeds))]
+        for seed, case in enumerate(folders):
+            overrides = [*data.data, *shared, *row.overrides, *extra, f"seed={seed}"]
+            found.append(run(case, overrides, observe=("learning_curves", *row.observe)))
+            drop_checkpoints(case)
+        table[key], known[key] = row_of(found, error) | {"name": row.name}, [answers(case) for case in folders]
+        if "test/linear_probe_acc" in found[0] and key == "learned":
+            probes = [each | {"test/acc": each["test/linear_probe_acc"]} for each in found]
+            table["probe"] = row_of(probes, error) | {"name": "linear probe", "seconds": 0.0}
+            loo = {name: found[0][name] for name in ("train/loo_acc", "train/probe_loo_acc") if name in found[0]}
+        print(data.name, key, table[key], flush=True)
+    against = {
+        key: paired_interval(known["learned"], known[key]) for key in ("head", "gaf") if {key, "learned"} <= set(known)
+    }
+    return {"rows": table, "against": against, "leave_one_out": loo}
+
+
+def few_shots(folder: Path, data: ImageSet, shared: list[str], quick: bool) -> dict[str, Any]:
+    """Errors of LQF, its head alone, and tuned fine-tuning with a few images per class."""
+    result: dict[str, Any] = {}
+    for number in SHOTS[:1] if quick else SHOTS:
+        few = [*shared, f"data.shots={number}"]
+        place = folder / f"shots{number}"
+        drawn = [[f"data.subset_seed={seed}", f"seed={seed}"] for seed in range(1 if quick else 3)]
+        entry: dict[str, Any] = {}
+        for key, overrides in (("learned", LINEAR), ("head", (*LINEAR, "method.layers=[head]"))):
+            found = []
+            for seed, draw in enumerate(drawn):
+                case = place / key / f"seed{seed}"
+                found.append(run(case, [*data.data, *few, *overrides, *draw]))
+                drop_checkpoints(case)
+            entry[key] = mean_error(found)
+            entry[f"{key}_seconds"] = statistics.fmean(each["time/fit_s"] for each in found)
+        tuning = [tuned(place / f"draw{seed}", data, [*few, draw[0]], 1, quick)[0] for seed, draw in enumerate(drawn)]
+        entry["finetune"] = mean_error(tuning)
+        entry["finetune_seconds"] = statistics.fmean(each["search_seconds"] for each in tuning)
+        result[str(number)] = entry
+        print(data.name, number, entry, flush=True)
+    return result
 
 
 def main() -> None:
     """Run all cases and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run: a tenth of the digits, one epoch, no claims")
-    parser.add_argument("--folder", action="append", default=[], help="NAME=PATH:IMAGE_SIZE of an image folder tree")
-    parser.add_argument("--backbone", action="append", default=[], help="a config of ours, with overrides after '='")
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--folder", action="append", default=[], help="NAME=PATH:SIZE[:AUGMENTATION[:SHARE[:CROP]]]")
+    parser.add_argument("--no-digits", dest="digits", action="store_false", help="only the folders")
+    parser.add_argument("--size", type=int, default=64, help="pixels of the digits")
+    parser.add_argument("--backbone", default="efficientnet_lite0", help="a config of ours, with overrides after ','")
+    parser.add_argument("--leaky", type=Path, help="weights that lqf-adapt has written for it")
+    parser.add_argument("--rows", nargs="*", default=[], help="only these rows")
+    parser.add_argument("--shots", nargs="*", default=[], help="sets that are measured with few shots as well")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--output", type=Path, help="also write the JSON there")
     options = parser.parse_args()
-    options.backbone = options.backbone or ["efficientnet_lite0"]
-    shared = [f"trainer.max_epochs={1 if options.quick else options.epochs}"]
-    shared += ["data.subset_ratio=0.1", "data.image_size=32"] if options.quick else []
-    cases: dict[str, dict[str, Any]] = {}
-    for name, overrides in case_overrides(options).items():
-        cases[name] = {}
-        for method in METHODS:
-            folder = (options.work / ("quick" if options.quick else "full") / name / method).absolute()
-            cases[name][method] = run_case(folder, [*overrides, *shared, f"method={method}"])
-            print(name, method, json.dumps(cases[name][method]), flush=True)
+    backbone, *extra = options.backbone.split(",")
+    shared = [f"backbone={backbone}", *extra]
+    sets: dict[str, Any] = {}
+    shots: dict[str, Any] = {}
+    for data in image_sets(options):
+        if options.quick:
+            data = ImageSet(data.name, (*data.data, "data.subset_ratio=0.1", "data.image_size=32"), data.augmentation)
+        folder = (options.work / ("quick" if options.quick else backbone) / data.name).absolute()
+        sets[data.name] = measure(folder, data, options, shared)
+        if data.name in options.shots:
+            shots[data.name] = few_shots(folder, data, shared, options.quick)
     report = {
-        "benchmark": "accuracy", "quick": options.quick, "epochs": options.epochs, "cases": cases,
-        "claims": [] if options.quick else claims(cases), "torch": torch.__version__, "timm": timm.__version__,
-        "lightning": lightning.__version__, "threads": torch.get_num_threads(),
+        "benchmark": "accuracy", "quick": options.quick, "backbone": options.backbone, "sets": sets, "shots": shots,
+        "medians": medians(sets), "claims": [] if options.quick else claims(sets, shots),
     }  # fmt: skip
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report) + "\n")
-    print(json.dumps(report))
+    write_report(report, options.output)
 
 
 if __name__ == "__main__":

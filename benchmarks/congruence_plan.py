@@ -146,9 +146,9 @@ def linear(share: float, seeds: int, epochs: int) -> Plan:
     """Updates of linearized networks: the same objective by stochastic steps and exactly."""
     plan = Plan()
     update = _update(plan, "half the data to all, linearized")
-    exact = (*LITE0, "method=lqf", "method.solver=kernel")
+    exact = (*LITE0, "method=lqf_sgd", "method.solver=kernel")
     iterated = (*LITE0, "method=lqf_cg", "trainer.max_epochs=60")
-    steps = (*LITE0, "method=lqf", f"trainer.max_epochs={epochs}")
+    steps = (*LITE0, "method=lqf_sgd", f"trainer.max_epochs={epochs}")
     for seed in range(seeds):
         old = plan.add(f"linear_half_{seed}", (*exact, f"data.subset_ratio={share / 2}", f"seed={seed}"))
         update.old.append((old,))

@@ -2,6 +2,7 @@
 
 from .forgetting_bounds import ForgettingBounds as ForgettingBounds
 from .knn import KNN as KNN
+from .learned_penalty import LearnedPenalty as LearnedPenalty
 from .learning_curves import LearningCurves as LearningCurves
 from .learning_speed import LearningSpeed as LearningSpeed
 from .linear_probe import LinearProbe as LinearProbe

@@ -13,7 +13,7 @@ from lqf_lightning.analysis.cohort_bounds import CohortBounds, cohort_bounds
 from lqf_lightning.data.cohort import Cohort
 from lqf_lightning.methods import LQF
 
-from .forgetting_checks import parse_cohorts, refuse_bound_options, refuse_bound_run
+from .forgetting_checks import parse_cohorts, refuse_bound_options, refuse_bound_run, refuse_seen_cohorts
 from .forgetting_record import ForgettingRecord, price_cohorts
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,9 @@ class ForgettingBounds(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a run without a linear model, and cohorts that it cannot forget."""
         if stage == "fit":
-            self._chosen = parse_cohorts(self.cohorts, refuse_bound_run(trainer, pl_module).manifest)
+            data = refuse_bound_run(trainer, pl_module)
+            self._chosen = parse_cohorts(self.cohorts, data.manifest)
+            refuse_seen_cohorts(data, self._chosen)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Solve without each cohort, and measure the weights to begin with."""

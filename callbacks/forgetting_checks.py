@@ -10,7 +10,9 @@ from lqf_lightning.analysis.cohort_optima import NOTHING
 from lqf_lightning.analysis.linear_twin import refuse_method
 from lqf_lightning.data import ImageDataModule, Manifest
 from lqf_lightning.data.cohort import Cohort
+from lqf_lightning.data.copies import refuse_copies
 from lqf_lightning.methods import LQF
+from lqf_lightning.methods.leaking_start import refuse_seen
 
 _NAME = "callbacks.forgetting_bounds"
 _USUAL = {"sigma": "0.001", "queries": "32", "tolerance": "0.001", "memory_gib": "4", "chunk_size": "null"}
@@ -66,6 +68,7 @@ def refuse_bound_run(trainer: Trainer, module: LightningModule) -> ImageDataModu
             f"forgetting bounds need an ImageDataModule, whose manifest tells which sample is which, got {data!r}. Set "
             "data=folder, or leave the callback out"
         )
+    refuse_copies(data, "forgetting bounds")
     if not isinstance(module, LQF):
         raise ValueError(
             f"forgetting bounds are exact for linear models, got {type(module).__name__}. Set method=lqf, or leave the "
@@ -104,3 +107,14 @@ def parse_cohorts(cohorts: Mapping[str, Any], manifest: Manifest) -> dict[str, C
                 f"{_NAME}.cohorts.{name}: {error}. Set {_NAME}.cohorts.{name}={{fraction: 0.01}}"
             ) from error
     return found
+
+
+def refuse_seen_cohorts(data: ImageDataModule, cohorts: Mapping[str, Cohort]) -> None:
+    """Refuse cohorts whose labels the starting weights know: the model would hold them without dw too.
+
+    Args:
+        data: The data.
+        cohorts: Samples by name.
+    """
+    for name, cohort in cohorts.items():
+        refuse_seen(data, f"bounds on what the cohort {name} leaves behind", cohort.indices)

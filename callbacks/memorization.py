@@ -3,10 +3,12 @@
 import logging
 from pathlib import Path
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lqf_lightning.data import ImageDataModule
 from lqf_lightning.data.sample_ledger import SampleColumns, SampleLedger
+from lqf_lightning.methods.leaking_start import mark_seen
 
 from .sample_pass import data_and_method, note_samples
 
@@ -40,6 +42,10 @@ class Memorization(Callback):
                 f"data.subset_ratio={ratio:g} leaves none out. Set data.subset_ratio=0.7, and sweep over "
                 "'data.subset_seed=range(200)' with -m"
             )
+        if stage == "fit":
+            data = data_and_method(trainer, pl_module)[0]
+            asked = torch.from_numpy(data.manifest.labeled_rows()["index"].to_numpy(copy=True))
+            mark_seen(data, "memorization scores", asked)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate all samples and write."""
@@ -72,6 +78,8 @@ def write_run(folder: Path, data: ImageDataModule, found: SampleColumns) -> None
     """
     seen = found.count.nonzero().squeeze(1).numpy()
     table = data.manifest.table.loc[seen, ["index", "split", "used"]].reset_index(drop=True)
+    if data.seen_by_weights is not None:
+        table["seen_by_weights"] = data.seen_by_weights.numpy()[seen]
     table["correct"] = (found["correct"] > 0.5).numpy()[seen]
     table["confidence"] = found["confidence"].numpy()[seen]
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from lqf_lightning import linear
+from lqf_lightning.methods.leaking_start import seen_at_start
 
 from .pictures import save_picture
 
@@ -52,7 +53,10 @@ class RegularizationPath(Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / _FILE, index=False)
-        save_picture(trainer, draw_path(table, exact=module.path_form == "full"), "regularization_path")
+        seen = seen_at_start(getattr(trainer, "datamodule", None))
+        judged = "" if seen is None else f", judged by {int((~seen).sum())} of {len(seen)} images"
+        figure = draw_path(table, exact=module.path_form == "full", judged=judged)
+        save_picture(trainer, figure, "regularization_path")
 
 
 def tabulate_path(path: linear.RegularizationPath, mu: float) -> pd.DataFrame:
@@ -78,12 +82,13 @@ def tabulate_path(path: linear.RegularizationPath, mu: float) -> pd.DataFrame:
     return table
 
 
-def draw_path(table: pd.DataFrame, *, exact: bool) -> Figure:
+def draw_path(table: pd.DataFrame, *, exact: bool, judged: str = "") -> Figure:
     """Leave-one-out accuracy and PRESS over ridges, the chosen one marked.
 
     Args:
         table: As of `tabulate_path`.
         exact: Whether the path is that of the model itself, or of a surrogate.
+        judged: Which images leave-one-out judges by, in words for the title, where the starting weights know others.
 
     Returns:
         A figure of two panels, one where the accuracy is not defined.
@@ -104,7 +109,7 @@ def draw_path(table: pd.DataFrame, *, exact: bool) -> Figure:
     if table["press"].max() > _WIDE * table["press"].min():
         panels[-1].set_yscale("log")  # a peak at small ridges would flatten the minimum
     kind = "exact" if exact else "surrogate: trace kernel, one weight vector per output"
-    figure.suptitle(f"regularization path ({kind})", fontsize="medium")
+    figure.suptitle(f"regularization path ({kind}{judged})", fontsize="medium")
     return figure
 
 

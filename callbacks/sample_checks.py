@@ -8,7 +8,9 @@ from lightning import LightningModule, Trainer
 from lqf_lightning.analysis.group_scores import read_groups
 from lqf_lightning.analysis.linear_twin import refuse_method
 from lqf_lightning.data import ImageDataModule
+from lqf_lightning.data.copies import refuse_copies
 from lqf_lightning.methods import Method
+from lqf_lightning.methods.leaking_start import mark_seen, refuse_seen
 
 _NAME = "callbacks.sample_information"
 _USUAL = {
@@ -45,7 +47,7 @@ def refuse_options(time: Any, kernel: str, groups: str | None, **numbers: float 
 
 
 def refuse_run(trainer: Trainer, module: LightningModule, groups: str | None, time: Any) -> None:
-    """Check that a run has samples with labels and a linear-quadratic problem.
+    """Check that a run has samples with labels, unknown to its starting weights, and a linear-quadratic problem.
 
     Args:
         trainer: The running trainer.
@@ -63,9 +65,13 @@ def refuse_run(trainer: Trainer, module: LightningModule, groups: str | None, ti
             f"sample information needs an ImageDataModule, whose manifest tells which sample is which, got {data!r}. "
             "Set data=folder, or leave the callback out"
         )
+    refuse_copies(data, "scores per sample (sample_information)")
     linear = refuse_method(cast(Method, module))
     if groups is not None and (time not in ("auto", "optimum") or (time == "auto" and not linear)):
         raise ValueError(
             f"groups are removed from the optimum, got time={time} with {type(module).__name__}. Set "
             f"{_NAME}.time=optimum, or {_NAME}.groups=null"
         )
+    if groups is not None:
+        refuse_seen(data, "scores of groups")
+    mark_seen(data, "leave-one-out scores")

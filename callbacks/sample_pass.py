@@ -8,6 +8,7 @@ from lightning import LightningModule, Trainer
 
 from lqf_lightning.congruence.evaluation_mode import evaluation_mode
 from lqf_lightning.data import ImageDataModule
+from lqf_lightning.data.copies import refuse_copies
 from lqf_lightning.data.sample_ledger import SampleLedger
 from lqf_lightning.information.sample_outcomes import sample_outcomes
 from lqf_lightning.methods import Method
@@ -34,6 +35,7 @@ def data_and_method(trainer: Trainer, module: LightningModule) -> tuple[ImageDat
             "what is noted of samples needs an ImageDataModule, whose manifest tells which sample is which, got "
             f"{data!r}. Set data=folder, or leave the callback out"
         )
+    refuse_copies(data, "notes of what training does on each sample")
     return data, cast(Method, module)
 
 

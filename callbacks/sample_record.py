@@ -18,6 +18,7 @@ from lqf_lightning.analysis import SampleScores
 from lqf_lightning.data import ImageDataModule, Manifest
 from lqf_lightning.data.table_file import read_notes, write_table
 from lqf_lightning.data.thumbnails import load_thumbnails
+from lqf_lightning.methods.leaking_start import seen_at_start
 
 from .pictures import save_picture
 from .sample_pictures import draw_by_class, draw_ends, draw_suspects
@@ -54,14 +55,19 @@ class SampleRecord:
     def write(self, scores: SampleScores) -> None:
         """Write ``sample_information.parquet`` and its pictures, and log tables to W&B.
 
+        Samples whose labels the starting weights know are marked in the column `seen_by_weights`, and not shown.
+
         Args:
             scores: Of all training samples, the same on every rank.
         """
         if not self.trainer.is_global_zero:
             return
         table = tabulate_scores(scores, self.data.manifest)
+        seen = seen_at_start(self.data, scores.index)
+        whole = table if seen is None else table.assign(seen_by_weights=seen.tolist())
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_table(table, self.folder / FILE, {_KEY: scores.settings})
+        write_table(whole, self.folder / FILE, {_KEY: scores.settings})
+        table = table if seen is None else table[~seen.cpu().numpy()].reset_index(drop=True)
         shown = self._show(table, scores.settings)
         self._tell_known_errors(table)
         for logger in self.trainer.loggers:

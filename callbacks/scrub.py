@@ -18,7 +18,9 @@ from lqf_lightning.analysis.with_buffers import with_buffers
 from lqf_lightning.analysis.with_weights import with_weights
 from lqf_lightning.data import ImageDataModule
 from lqf_lightning.data.cohort import Cohort
+from lqf_lightning.data.copies import refuse_copies
 from lqf_lightning.methods import LQF, Method
+from lqf_lightning.methods.leaking_start import refuse_seen
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +76,10 @@ class Scrub(Callback, ScrubsModel):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a cohort or a method that nothing can be done about, before the first batch."""
+        refuse_copies(_data(trainer), "scrubs")
         if self.chosen is None:
             self.chosen = Cohort.parse(self.cohort, _data(trainer).manifest)
+        refuse_seen(_data(trainer), "certificates of forgetting", self.chosen.indices)
         self.options.refuse_other_model(isinstance(pl_module, LQF), type(pl_module).__name__)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

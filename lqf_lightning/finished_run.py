@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lqf_lightning.data import ImageDataModule
+from lqf_lightning.data.copies import refuse_copies
 from lqf_lightning.methods import Method
 from lqf_lightning.resume import keep_indices, make_paths_absolute, run_config
 from lqf_lightning.run_folder import write_start
@@ -46,6 +47,7 @@ def open_run(
     use_kept_files(run, checkpoint.parent.parent)
     make_paths_absolute(run)
     data, method = build_method(run)
+    refuse_copies(data, "scores, choices and removals of single images")
     write_start(folder, run)
     rank_zero_only(data.manifest.write)(folder / "manifest.parquet")
     return run, data, method

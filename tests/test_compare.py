@@ -29,7 +29,7 @@ def runs(tmp_path_factory, folder_of_shapes):
     start = f"backbone.weights={root}/old/checkpoints/last.ckpt"
     for seed in (1, 2):
         run_tiny(root / f"new{seed}", folder_of_shapes, *FINETUNE, start, f"seed={seed}", "trainer.max_epochs=1")
-    run_tiny(root / "lqf", folder_of_shapes, "method=lqf", "callbacks=[]", "test=false", "trainer.max_epochs=1")
+    run_tiny(root / "lqf", folder_of_shapes, "method=lqf_sgd", "callbacks=[]", "test=false", "trainer.max_epochs=1")
     shutil.copytree(root / "new1", root / "broken")
     checkpoints = {name: root / name / "checkpoints" / "last.ckpt" for name in names}
     content = torch.load(checkpoints["broken"], weights_only=True)

@@ -8,7 +8,7 @@ from lqf_lightning.curate import curate
 from tiny import compose, run_tiny, write_shapes
 
 PROBE = [
-    "method=lqf", "method.solver=kernel", "method.layers=[head]", "method.ridge=0.1", "callbacks=[]",
+    "method=lqf_sgd", "method.solver=kernel", "method.layers=[head]", "method.ridge=0.1", "callbacks=[]",
     "trainer.precision=64-true", "test=false",
 ]  # fmt: skip
 

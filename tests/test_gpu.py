@@ -137,7 +137,13 @@ def test_a_teacher_converted_with_its_owner_still_normalizes_by_what_it_has_aver
 
 
 def test_samples_are_scored_under_ddp_with_nccl_as_on_the_cpu(tmp_path, folder_of_shapes):
-    options = ["method=lqf", "method.solver=kernel", "method.ridge=0.1", "callbacks=[sample_information]", "test=false"]
+    options = [
+        "method=lqf_sgd",
+        "method.solver=kernel",
+        "method.ridge=0.1",
+        "callbacks=[sample_information]",
+        "test=false",
+    ]
     nccl = [
         "trainer=ddp",
         "trainer.accelerator=gpu",

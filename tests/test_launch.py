@@ -42,7 +42,7 @@ def test_grid_sweep_runs_four_right_jobs_in_one_group(console, tmp_path, folder_
 
 
 def test_two_real_ranks_agree_with_one(console, tmp_path, folder_of_shapes, wandb_runs):
-    options = ["method=lqf", "method/optimizer=sgd", *tiny_overrides(folder_of_shapes), "method.optimizer.lr=1e-4"]
+    options = ["method=lqf_sgd", "method/optimizer=sgd", *tiny_overrides(folder_of_shapes), "method.optimizer.lr=1e-4"]
     console("lqf-train", *options, *QUIET, "hydra.run.dir=one")
     console("lqf-train", *options, *QUIET, *DDP, "trainer.max_epochs=2", "hydra.run.dir=two")
     one, two = last_weights(tmp_path / "one"), last_weights(tmp_path / "two")
@@ -57,7 +57,8 @@ def test_two_real_ranks_agree_with_one(console, tmp_path, folder_of_shapes, wand
 
 def test_sweep_over_real_ranks_goes_on_after_a_failed_job(console, tmp_path, folder_of_shapes, wandb_runs):
     done = console(
-        "lqf-train", "-m", "method=lqf", "method.optimizer.lr=0.001,inf,0.002", *tiny_overrides(folder_of_shapes)[:-1],
+        "lqf-train", "-m", "method=lqf_sgd", "method.optimizer.lr=0.001,inf,0.002",
+        *tiny_overrides(folder_of_shapes)[:-1],
         *QUIET, *DDP, "trainer.max_epochs=2", "hydra.sweep.dir=sweep", check=False,
     )  # fmt: skip
     assert done.returncode != 0
@@ -85,7 +86,7 @@ def test_one_failing_rank_ends_the_run(rank, console, tmp_path, folder_of_shapes
 
 def test_a_failed_run_is_marked_in_wandb_and_keeps_its_curves(console, tmp_path, folder_of_shapes, wandb_runs):
     done = console(
-        "lqf-train", "method=lqf", *tiny_overrides(folder_of_shapes), "logger=wandb", "callbacks=[]",
+        "lqf-train", "method=lqf_sgd", *tiny_overrides(folder_of_shapes), "logger=wandb", "callbacks=[]",
         "+callbacks.crash={_target_: crash.CrashAtEpoch, epoch: 1}", "hydra.run.dir=run", check=False,
         env=WITH_TESTS,
     )  # fmt: skip
@@ -96,7 +97,7 @@ def test_a_failed_run_is_marked_in_wandb_and_keeps_its_curves(console, tmp_path,
 
 
 def test_wandb_holds_config_curves_and_pictures(console, tmp_path, folder_of_shapes, wandb_runs):
-    console("lqf-train", "method=lqf", *tiny_overrides(folder_of_shapes), "logger=[wandb,csv]", "hydra.run.dir=run")
+    console("lqf-train", "method=lqf_sgd", *tiny_overrides(folder_of_shapes), "logger=[wandb,csv]", "hydra.run.dir=run")
     (run,) = wandb_runs()
     assert run.project == "lqf-lightning"
     keys = {key for key in run.config if not key.startswith("_wandb")}
@@ -119,7 +120,7 @@ def test_resumed_run_continues_its_wandb_run(console, tmp_path, folder_of_shapes
 
 
 def test_evaluation_gives_the_numbers_of_the_run(console, tmp_path, folder_of_shapes):
-    console("lqf-train", "method=lqf", *tiny_overrides(folder_of_shapes), "logger=csv", "hydra.run.dir=run")
+    console("lqf-train", "method=lqf_sgd", *tiny_overrides(folder_of_shapes), "logger=csv", "hydra.run.dir=run")
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     done = console("lqf-eval", f"checkpoint={best}", "progress=none", "hydra.run.dir=eval")
     said = done.stdout + done.stderr

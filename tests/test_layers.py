@@ -24,7 +24,7 @@ ENTRY = {
 }
 ENTRY |= {"tracking", "summary", "comparison", "weights_origin"}
 ENTRY |= {"score", "curate", "predict", "finished_run", "memorization_report", "memorization_runs", "sample_files"}
-ENTRY |= {"forget", "deletion"}
+ENTRY |= {"forget", "deletion", "adapt", "adapted_file", "fitted_head", "starting_head"}
 ANYWHERE = {"progress", "__init__"}
 SHELL_ONLY = {"hydra", "omegaconf", "wandb"}
 

@@ -8,7 +8,8 @@ from tiny import compose, run_tiny, tiny_overrides
 
 TARGET = "callbacks.training_time._target_=lqf_lightning.callbacks.training_time.TrainingTime"
 RUN = [
-    "method=lqf", "method.preconditioner=null", "data/augmentation=none", "trainer.max_epochs=20", "data.batch_size=24",
+    "method=lqf_sgd", "method.preconditioner=null", "data/augmentation=none", "trainer.max_epochs=20",
+    "data.batch_size=24",
     "trainer.precision=64-true", "method.optimizer.lr=0.2",
 ]  # fmt: skip
 
@@ -54,7 +55,7 @@ def test_a_subset_takes_as_many_steps_and_bounds_from_below(tmp_path, folder_of_
 
 def test_what_cannot_be_told_is_refused(tmp_path, folder_of_shapes):
     with pytest.raises(ValueError, match=r"method\.preconditioner=null"):
-        foretell(tmp_path, folder_of_shapes, "method=lqf")
+        foretell(tmp_path, folder_of_shapes, "method=lqf_sgd")
     with pytest.raises(ValueError, match="max_samples=200"):
         foretell(tmp_path, folder_of_shapes, *RUN, "max_samples=1")
 

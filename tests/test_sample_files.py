@@ -8,7 +8,7 @@ from lqf_lightning.finished_run import steps_taken
 from lqf_lightning.score import score
 from tiny import compose, run_tiny
 
-OPTIONS = ["method=lqf", "method.solver=kernel", "method.ridge=0.1", "callbacks=[]", "test=false"]
+OPTIONS = ["method=lqf_sgd", "method.solver=kernel", "method.ridge=0.1", "callbacks=[]", "test=false"]
 
 
 def chosen(tmp_path, folder_of_shapes):

@@ -1,7 +1,11 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 from omegaconf import OmegaConf
 
-from lqf_lightning.summary import print_summary
+from lqf_lightning.methods.solvers.outlook import Outlook
+from lqf_lightning.summary import keep_outlook, print_summary
 
 CONFIG = OmegaConf.create({
     "method": {"_target_": "lqf_lightning.methods.LQF"},
@@ -87,3 +91,43 @@ def test_nothing_to_report_is_no_error(shown):
 def test_long_paths_stay_in_one_piece(shown, tmp_path):
     folder = tmp_path / ("x" * 120)
     assert f"{folder}/checkpoints/best.ckpt" in shown(folder)
+
+
+COMMAND = "backbone.weights=CORE/checkpoints/last.ckpt"
+
+
+def advised(folder, *, exact=True, words=f"Leave-one-out says {'so ' * 40}much; try {COMMAND}."):
+    keep_outlook(folder, SimpleNamespace(outlook=Outlook(0.8125, 0.875, exact, "nonlinear", words)))
+
+
+@pytest.mark.parametrize(("exact", "named"), [(True, "LQF"), (False, "LQF by its surrogate")])
+def test_what_leave_one_out_said_before_training_stands_beside_the_results(exact, named, shown, tmp_path):
+    advised(tmp_path / "run", exact=exact)
+    text = shown()
+    assert cells(text, "leave-one-out, linear probe") == ["0.8125"]
+    assert cells(text, f"leave-one-out, {named}") == ["0.8750"]
+    assert ("surrogate" in text) != exact
+
+
+def test_the_advice_is_wrapped_and_its_commands_stay_in_one_piece(shown, tmp_path):
+    advised(tmp_path / "run")
+    lines = shown().splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("Leave-one-out says")]
+    assert any(COMMAND in line for line in lines[first + 1 : first + 3])
+    assert all(len(line) <= 110 for line in lines[first : first + 3])
+    assert first < next(number for number, line in enumerate(lines) if line.startswith("Next:"))
+
+
+def test_a_method_that_gives_no_advice_leaves_that_of_the_first_start(shown, tmp_path):
+    folder = tmp_path / "run"
+    advised(folder, words="Try it.")
+    for method in (SimpleNamespace(outlook=None), SimpleNamespace()):
+        keep_outlook(folder, method)
+    assert json.loads((folder / "outlook.json").read_text())["verdict"] == "nonlinear"
+    assert "Try it." in shown(folder)
+
+
+def test_a_run_without_advice_has_none_to_show(shown, tmp_path):
+    keep_outlook(tmp_path / "run", SimpleNamespace(outlook=None))
+    assert not (tmp_path / "run" / "outlook.json").exists()
+    assert "leave-one-out" not in shown()

@@ -49,7 +49,7 @@ def test_a_run_leaves_all_it_promises(method, tmp_path, folder_of_shapes):
     assert rows["val/acc"].dropna().tolist()[-1] == pytest.approx(written["val/acc"])
 
 
-@pytest.mark.parametrize("method", ["finetune", "lqf"])
+@pytest.mark.parametrize("method", ["finetune", "lqf_sgd"])
 def test_the_same_command_gives_the_same_weights(method, tmp_path, folder_of_shapes):
     for run in ("a", "b"):
         run_tiny(tmp_path / run, folder_of_shapes, f"method={method}", "callbacks=[]")
@@ -57,7 +57,7 @@ def test_the_same_command_gives_the_same_weights(method, tmp_path, folder_of_sha
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("method", ["finetune", "lqf"])
+@pytest.mark.parametrize("method", ["finetune", "lqf_sgd"])
 def test_interrupted_and_resumed_training_ends_with_the_same_weights(method, tmp_path, folder_of_shapes):
     options = (f"method={method}", "trainer.max_epochs=4", "callbacks=learning_curves", "data/augmentation=randaugment")
     run_tiny(tmp_path / "whole", folder_of_shapes, *options)
@@ -87,15 +87,15 @@ def test_a_resumed_run_keeps_its_indices_after_a_file_was_deleted(tmp_path, fold
 
 
 def test_checkpoints_hold_plain_values_only(tmp_path, folder_of_shapes):
-    run_tiny(tmp_path, folder_of_shapes, "method=lqf", "callbacks=[]")
+    run_tiny(tmp_path, folder_of_shapes, "method=lqf_sgd", "callbacks=[]")
     for path in (tmp_path / "checkpoints").glob("*.ckpt"):
         assert torch.load(path, weights_only=True)["hyper_parameters"]["target_scale"] == 15.0
 
 
 def test_training_does_not_move_the_expansion_point(tmp_path, folder_of_shapes):
-    run_tiny(tmp_path, folder_of_shapes, "method=lqf", "callbacks=[]")
+    run_tiny(tmp_path, folder_of_shapes, "method=lqf_sgd", "callbacks=[]")
     state = weights_of(tmp_path)
-    config = compose(*tiny_overrides(folder_of_shapes), "method=lqf", f"paths.output_dir={tmp_path}")
+    config = compose(*tiny_overrides(folder_of_shapes), "method=lqf_sgd", f"paths.output_dir={tmp_path}")
     from lqf_lightning.train import build_method
 
     _, fresh = build_method(config)
@@ -126,7 +126,7 @@ def test_training_does_not_move_the_expansion_point(tmp_path, folder_of_shapes):
 )
 def test_wrong_settings_say_what_to_set(override, message, tmp_path, folder_of_shapes):
     with pytest.raises(Exception, match="(?s)" + message.replace("`", "[`]").replace(".", "[.]").replace("[.]*", ".*")):
-        run_tiny(tmp_path, folder_of_shapes, "method=lqf", override)
+        run_tiny(tmp_path, folder_of_shapes, "method=lqf_sgd", override)
 
 
 def test_a_sweep_learns_the_objective_or_is_told_the_choices():
@@ -169,7 +169,7 @@ def test_a_run_of_another_method_is_not_resumed_by_accident(tmp_path, folder_of_
     short = ("trainer.max_epochs=1", "callbacks=[]")
     run_tiny(tmp_path, folder_of_shapes, "method=finetune", *short)
     with pytest.raises(ValueError, match=r"method\._target_.*ckpt_path=null"):
-        run_tiny(tmp_path, folder_of_shapes, "method=lqf", *short)
+        run_tiny(tmp_path, folder_of_shapes, "method=lqf_sgd", *short)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,6 @@ def test_double_precision_runs(method, tmp_path, folder_of_shapes):
 
 
 def test_small_batches_at_the_default_rate_do_not_diverge(tmp_path, folder_of_shapes):
-    options = ("method=lqf", "method.optimizer.lr=0.5", "data.batch_size=4", "trainer.max_epochs=6", "callbacks=[]")
+    options = ("method=lqf_sgd", "method.optimizer.lr=0.5", "data.batch_size=4", "trainer.max_epochs=6", "callbacks=[]")
     metrics = run_tiny(tmp_path, folder_of_shapes, *options)
     assert metrics["train/loss"] < 0.5 * 15**2  # of predicting nothing

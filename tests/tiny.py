@@ -44,6 +44,7 @@ def run_tiny(output: Path, data_root: Path, *overrides: str) -> dict[str, float]
     from lqf_lightning.train import train
 
     loggers = [] if any(o.startswith("logger=") for o in overrides) else ["logger=[]"]
+    loggers += [] if any(o.startswith("method=") for o in overrides) else ["method=lqf_sgd"]
     config = compose(*tiny_overrides(data_root), *loggers, f"paths.output_dir={output}", *overrides)
     environment = dict(os.environ)
     try:

@@ -1,6 +1,7 @@
 """The linear-quadratic problem of a run, with its kernel: what every analysis of its samples starts from."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,8 +25,9 @@ from lqf_lightning.linear import (
 )
 from lqf_lightning.linear.kernel import KernelForm
 from lqf_lightning.methods import LQF, Method
-from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, merged_groups, penalized_groups, settle_ridge
+from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, merged_groups, penalized_groups
 from lqf_lightning.methods.solvers.sample_columns import Column, gather_columns, output_at_start
+from lqf_lightning.methods.solvers.settle_penalty import settle_penalty
 from lqf_lightning.methods.solvers.tensor_folder import TensorFolder
 from lqf_lightning.methods.solvers.training_images import TrainingImages
 from lqf_lightning.methods.solvers.training_table import TrainingTable, fixed_batches
@@ -179,7 +181,9 @@ def problem_of_run(
             watch=lambda items: track(items, f"{chosen} kernel of samples"),
         )
         if settle:
-            settle_ridge(twin, table, pair.train, scales)
+            settle_penalty(twin, table, pair.train, scales)
+            if groups.keys() <= twin.penalty_groups.keys():  # some factors are known only now
+                scales = {group: 1.0 / twin.group_ridge.get(group, 1.0) for group in groups}
     problem = table.problem(twin, None if settle else 1.0)
     return RunProblem(twin, table, pair.train, scales, problem, held_out, pair.cross, twin is not method)
 
@@ -218,7 +222,8 @@ def _rows(form: KernelForm, table: TrainingTable) -> int:
 def _groups(twin: LQF, form: KernelForm, rows: int) -> tuple[dict[str, list[str]], dict[str, float]]:
     if form != "last_layer":
         # Apart, layer groups are kept one by one, so that a killed assembly goes on; together they take less memory.
-        return (penalized_groups(twin), kernel_scales(twin)) if rows <= APART else merged_groups(twin)
+        apart = rows <= APART or (twin.metric == "learned" and math.isnan(twin.ridge))
+        return (penalized_groups(twin), kernel_scales(twin)) if apart else merged_groups(twin)
     weight = f"{twin.backbone.head}.weight"
     if weight not in twin.penalty_weights():
         raise ValueError("the last layer is not linearized. Set callbacks.sample_information.kernel=trace")

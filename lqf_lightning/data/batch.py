@@ -11,7 +11,8 @@ class Batch(NamedTuple):
     Attributes:
         input: Images (B, 3, H, W), or a tuple of such tensors when a sample has several views.
         target: Class positions (B,), int64; -1 (`UNLABELED`) where the label is unknown or not to be used.
-        index: Rows of the run's manifest (B,), int64; unique within one split.
+        index: Rows of the run's manifest (B,), int64; unique within one split. Copies of images have indices above
+            them, see `CopiedDataset`.
     """
 
     input: Any

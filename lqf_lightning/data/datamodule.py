@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from lqf_lightning.data.augmentation import NoAugmentation
 from lqf_lightning.data.batch import Batch
+from lqf_lightning.data.copies import FixedDataset, checked_copies, refuse_ordinary_batches
 from lqf_lightning.data.core import Part
-from lqf_lightning.data.dataset import ImageDataset
 from lqf_lightning.data.image_sets import ImageSets, viewed
 from lqf_lightning.data.listed_samples import ListedSamples
 from lqf_lightning.data.loader import evaluation_loader
@@ -43,6 +43,8 @@ class ImageDataModule(ListedSamples):
         image_size: Side of the square that the network sees, in pixels.
         crop_fraction: Share of the shorter side that evaluation keeps.
         augmentation: Called with `size` and `crop_fraction`, gives the transform of training images; None: none.
+        copies: Samples that a training image stands for where a method sweeps over fixed ones, at as many times the
+            price: itself as evaluated, and the others under draws of `augmentation` that never change.
         batch_size: Samples per training step of all processes together.
         eval_batch_size: Samples per evaluation step of all processes together; None: as in training.
         drop_last: Leave out the training samples that do not fill a batch.
@@ -63,14 +65,16 @@ class ImageDataModule(ListedSamples):
         label_fraction: Share of every class, at least one image, whose labels are used; smaller ones are subsets.
         labels_per_class: The same as a number of training images per class; None: `label_fraction` decides.
         label_seed: Decides which, for both.
-        cache_images: Keep resized images in memory where no augmentation is drawn.
+        cache_images: Keep resized images in memory where nothing is drawn anew, copies included.
         manifest: Manifest of an earlier run; its samples keep index, split and label.
         seed: Decides order and augmentation.
 
     Attributes:
         sweeps: How often a training epoch goes through `fixed_train_dataloader`; 0: `stream` decides.
         stream: What the method wants to be trained on.
-        sample_weights: How much each sample counts, by index (len(manifest),), once set up; None without `weights`.
+        sample_weights: How much samples count, by index (copies * len(manifest),), once set up; None without `weights`.
+        seen_by_weights: Training images whose labels the starting weights have learned from, body or head, by index
+            (len(manifest),), bool, as far as is known; None: none.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class ImageDataModule(ListedSamples):
         image_size: int = 224,
         crop_fraction: float = 0.875,
         augmentation: Callable[..., Callable[[Image.Image], Image.Image]] | None = None,
+        copies: int = 1,
         batch_size: int = 32,
         eval_batch_size: int | None = None,
         drop_last: bool = False,
@@ -115,8 +120,10 @@ class ImageDataModule(ListedSamples):
         labels = (label_noise, noise_seed, label_fraction, labels_per_class, label_seed)
         self.plan = Plan(val_fraction, split_seed, shots, subset_ratio, subset_seed, *labels, subset, core, part)
         self.weights, self.sample_weights = weights, cast("Tensor | None", None)
+        self.seen_by_weights: Tensor | None = None
         self.evaluation_transform = NoAugmentation(size=image_size, crop_fraction=crop_fraction)
         self.training_transform = (augmentation or NoAugmentation)(size=image_size, crop_fraction=crop_fraction)
+        self.copies = checked_copies(copies, self.training_transform)
         self.sweeps, self.stream = 0, Stream()
         self._pool: Pool  # with the manifest
 
@@ -124,8 +131,10 @@ class ImageDataModule(ListedSamples):
         """List and check the samples and build the manifest; a second call does nothing.
 
         Args:
-            stage: Unused: all splits are listed at once.
+            stage: "fit" refuses a method that copies of images are not for; all splits are listed at once.
         """
+        if stage == "fit" and self.trainer is not None:
+            refuse_ordinary_batches(self.copies, getattr(self.trainer.lightning_module, "sweeps", 0))
         if self._manifest is not None:
             return
         previous = None if self.previous is None else Manifest.read(self.previous)
@@ -133,7 +142,7 @@ class ImageDataModule(ListedSamples):
         refuse_unusable(splits, emptied_classes(previous))
         self._pool = Pool(splits)
         self._manifest = self.plan.apply(self._pool, previous)
-        self.sample_weights = None if self.weights is None else read_weights(self.weights, self._manifest)
+        self.sample_weights = None if self.weights is None else read_weights(self.weights, self._manifest, self.copies)
         if self.test_split == "val":
             log.warning("the data set has no test split: what is reported as test is the validation split")
 
@@ -155,7 +164,8 @@ class ImageDataModule(ListedSamples):
             dictionaries of two batches.
         """
         if self.sweeps:
-            return self._loader_of(self._sets.evaluated("train"), self.sweeps)
+            return self._loader_of(self._sets.fixed, self.sweeps)
+        refuse_ordinary_batches(self.copies, self.sweeps)
         world, stream = World.find(self.trainer), self.stream
         loaders = TrainingLoaders(world, self.batch_size, self.seed, self.num_workers, self.image_size)
         if stream.samples == "labeled":
@@ -185,9 +195,9 @@ class ImageDataModule(ListedSamples):
         """Training batches of this process, in order, as they would be evaluated: every sample exactly once.
 
         Returns:
-            A loader; the sizes of the shares may differ.
+            A loader, of all copies of the images; the sizes of the shares may differ.
         """
-        return self._loader_of(self._sets.evaluated("train"))
+        return self._loader_of(self._sets.fixed)
 
     def every_train_dataloader(self) -> DataLoader[Batch]:
         """The same for all labeled training samples, those that `subset`, `shots` or `subset_ratio` leave out included.
@@ -225,9 +235,9 @@ class ImageDataModule(ListedSamples):
     def _sets(self) -> ImageSets:
         if self._built is None:
             known = (self._pool, self.manifest, self.normalization, self.evaluation_transform, self.training_transform)
-            self._built = ImageSets(*known, self.seed, self.cache_images)
+            self._built = ImageSets(*known, self.seed, self.cache_images, self.copies)
         return self._built
 
-    def _loader_of(self, data: ImageDataset, sweeps: int = 0, size: int | None = None) -> DataLoader[Batch]:
+    def _loader_of(self, data: FixedDataset, sweeps: int = 0, size: int | None = None) -> DataLoader[Batch]:
         world, size = World.find(self.trainer), size or self.image_size
         return evaluation_loader(data, world, self.eval_batch_size, self.num_workers, size, sweeps)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -9,9 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from lqf_lightning.data.augmentation import NoAugmentation
+from lqf_lightning.data.copies import CopiedDataset, FixedDataset
 from lqf_lightning.data.dataset import ImageDataset, Normalization, Record
 from lqf_lightning.data.manifest import Manifest
 from lqf_lightning.data.pool import Pool
+from lqf_lightning.data.seeding import mix_seed
 from lqf_lightning.data.stream import ViewsFactory
 from lqf_lightning.teachers import View
 
@@ -28,6 +31,7 @@ class ImageSets:
         training: Transform of images that are trained on.
         seed: Decides augmentation.
         cache: Keep resized images in memory.
+        copies: Samples that a training image stands for where they are fixed.
     """
 
     pool: Pool
@@ -37,6 +41,7 @@ class ImageSets:
     training: Callable[[Image.Image], Image.Image]
     seed: int
     cache: bool
+    copies: int = 1
     _evaluated: dict[str, ImageDataset] = field(default_factory=dict)
 
     def evaluated(self, split: str) -> ImageDataset:
@@ -55,6 +60,21 @@ class ImageSets:
                 self.pool.records(rows), self.evaluation, self.normalization, **options
             )
         return self._evaluated[split]
+
+    @cached_property
+    def fixed(self) -> FixedDataset:
+        """Training samples that never change: as they are evaluated and, with copies, under fixed draws as well.
+
+        A copy is drawn from (seed, index of the image, number of the copy): it is the same in every sweep, epoch,
+        process and run.
+        """
+        images = self.evaluated("train")
+        if self.copies == 1:
+            return images
+        known = (images.records, self.training, self.normalization)
+        seeds = [mix_seed(self.seed, number) for number in range(1, self.copies)]
+        drawn = [ImageDataset(*known, seed, cache=self.cache) for seed in seeds]
+        return CopiedDataset(images, drawn, len(self.manifest))
 
     def chosen(self, indices: Tensor) -> ImageDataset:
         """Some training samples as they are evaluated.

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from lightning import LightningDataModule
+from torch import Tensor
 
 from lqf_lightning.data.dataset import Normalization, check_normalization
 from lqf_lightning.data.image_sets import ImageSets
@@ -11,7 +13,13 @@ from lqf_lightning.data.manifest import Manifest
 
 
 class ListedSamples(LightningDataModule):
-    """Manifest, classes and normalization of a data module."""
+    """Manifest, classes and normalization of a data module.
+
+    Attributes:
+        copies: Samples that a training image stands for where a method sweeps over fixed ones.
+    """
+
+    copies: int = 1
 
     _manifest: Manifest | None = None
     _normalization: Normalization | None = None
@@ -40,6 +48,29 @@ class ListedSamples(LightningDataModule):
             yield
         finally:
             self._manifest, self._built = known, None
+
+    def image_of(self, index: Tensor) -> Tensor:
+        """Find the images that samples show: a copy of an image has an index of its own.
+
+        Args:
+            index: Of samples of any split, as in batches (B,).
+
+        Returns:
+            Rows of the manifest (B,); the indices themselves where there are no copies.
+        """
+        return index % len(self.manifest)
+
+    def together(self, index: Tensor) -> Tensor:
+        """Number the images among some samples: those of one number are copies of one image, and are left out together.
+
+        Args:
+            index: Of all the samples (n,), the same on every rank.
+
+        Returns:
+            Numbers from 0 up, in order of the manifest (n,).
+        """
+        numbers: Tensor = torch.unique(self.image_of(index), return_inverse=True)[1]
+        return numbers
 
     @property
     def classes(self) -> list[str]:

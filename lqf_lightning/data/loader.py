@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lqf_lightning.data.batch import Batch
+from lqf_lightning.data.copies import FixedDataset
 from lqf_lightning.data.cycling_sampler import CyclingSampler
 from lqf_lightning.data.dataset import Collate, ImageDataset
 from lqf_lightning.data.sampler import SweepSampler, TrainingSampler, UnpaddedSampler
@@ -87,7 +88,7 @@ def loader_options(world: World, num_workers: int | None, size: int, views: int 
 
 
 def evaluation_loader(
-    data: ImageDataset, world: World, batch_size: int, num_workers: int | None, size: int, sweeps: int = 0
+    data: FixedDataset, world: World, batch_size: int, num_workers: int | None, size: int, sweeps: int = 0
 ) -> DataLoader[Batch]:
     """Batches of one process in order, without chance; together the processes see every sample exactly once.
 

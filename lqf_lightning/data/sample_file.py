@@ -49,15 +49,16 @@ def read_named(named: str | Path | Sequence[Any], manifest: Manifest, option: st
     return np.sort(_indices(_named(list(named)), f"{option}=[...]", manifest))
 
 
-def read_weights(file: str | Path, manifest: Manifest) -> Tensor:
+def read_weights(file: str | Path, manifest: Manifest, copies: int = 1) -> Tensor:
     """Read how much training samples count.
 
     Args:
         file: Parquet, CSV or JSON with a column `index` (of the manifest) or `path`, and a column `weight`.
         manifest: The samples.
+        copies: Samples that a training image stands for, each with its weight.
 
     Returns:
-        Weights (len(manifest),) in double precision: 1 for all that the file does not name.
+        Weights by index (copies * len(manifest),) in double precision: 1 for all that the file does not name.
 
     Raises:
         ValueError: A weight is negative or no number, or the training samples of a class have none.
@@ -81,7 +82,7 @@ def read_weights(file: str | Path, manifest: Manifest) -> Tensor:
             f"data.weights={file}: all training samples of {manifest.classes[absent[0]]} have weight 0, "
             "that is, are absent. Give one of them a positive weight, or set data.weights=null"
         )
-    return torch.from_numpy(weights)
+    return torch.from_numpy(np.tile(weights, copies))
 
 
 def _read(file: Path, place: str, needed: list[str], advice: str) -> pd.DataFrame:

@@ -1,6 +1,10 @@
-"""Images that are to be held out, but that an earlier run was trained on."""
+"""Images that earlier training has seen: those that are to be held out now, and those whose labels are known to it."""
 
+from collections.abc import Set
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from lqf_lightning.backbones.run_checkpoint import split_part
 from lqf_lightning.data.manifest import Manifest
@@ -21,6 +25,24 @@ def seen_in_training(manifest: Manifest, split: str, *others: Path) -> int:
     for other in others:
         seen.update(Manifest.read(other).training_rows()["sha"])
     return int(manifest.rows(split)["sha"].isin(seen - {""}).sum())
+
+
+def seen_labels(manifest: Manifest, contents: Set[str]) -> Tensor | None:
+    """Mark the training images whose labels something has learned from, by content.
+
+    Args:
+        manifest: The samples of this run; images that have no hash yet get one, unless there is nothing to compare.
+        contents: Hashes of the images that were learned from with their labels.
+
+    Returns:
+        True for those of the split train, used or not (len(manifest),), bool; None if there are none.
+    """
+    if not contents - {""}:
+        return None
+    manifest.hash_contents()
+    table = manifest.table
+    found = (table["split"] == "train") & ~table["removed"] & table["sha"].isin(contents - {""})
+    return torch.from_numpy(found.to_numpy(copy=True)) if found.any() else None
 
 
 def manifest_behind(weights: str | None) -> Path | None:

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -13,25 +12,21 @@ from lqf_lightning.congruence.tradeoff import TradeoffCurve
 from lqf_lightning.data import Batch
 from lqf_lightning.linear import KFAC, RegularizationPath
 from lqf_lightning.linear.kernel import KernelForm
-from lqf_lightning.methods.linearized_method import LinearizedMethod
+from lqf_lightning.linear.learned_penalty import LearnedPenalty
 from lqf_lightning.methods.logit_matching import LogitMatching
 from lqf_lightning.methods.losses import LossName, choose_loss
-from lqf_lightning.methods.lqf_refusals import (
-    refuse_options,
-    refuse_other_solver,
-    refuse_strategy,
-    refuse_weight_decay,
-)
-from lqf_lightning.methods.matching_refusals import refuse_matching_options, refuse_reference
+from lqf_lightning.methods.lqf_refusals import refuse_options
+from lqf_lightning.methods.matching_refusals import refuse_matching_options
 from lqf_lightning.methods.method import OptimizerFactory, SchedulerFactory
 from lqf_lightning.methods.same_reference import refuse_other_reference
-from lqf_lightning.methods.solvers import Acceleration, Solver, SolverName, make_solver
+from lqf_lightning.methods.solved_method import SolvedMethod
+from lqf_lightning.methods.solvers import Acceleration, Outlook, SolverName, make_solver
 from lqf_lightning.teachers import Reference
 
 Preconditioner = Callable[..., KFAC]
 
 
-class LQF(LinearizedMethod):
+class LQF(SolvedMethod):
     r"""Fits ``f0(x) + J(x) dw`` to scaled one-hot targets (Achille et al., LQF, CVPR 2021).
 
     .. math:: \frac{1}{2n} \sum_i \lVert f_0(x_i) + J(x_i)\,dw - \alpha e_{y_i} \rVert^2
@@ -48,21 +43,30 @@ class LQF(LinearizedMethod):
         scheduler: Builds a per-step schedule; None keeps the rate. For ``sgd``.
         loss: "squared", or "cross_entropy" (the paper's ablation; no longer quadratic, and ``sgd`` only).
         target_scale: Value alpha of the right class.
-        ridge: Strength mu of the penalty, in the mean form above, or "auto": chosen by leave-one-out accuracy, exactly
-            with ``kernel``, else by the surrogate of a trace kernel. It enters the gradient before the preconditioner.
+        ridge: Strength mu of the penalty, in the mean form above, or "auto": chosen by leave-one-out, exactly with
+            ``kernel``, else by the surrogate of a trace kernel. It enters the gradient before the preconditioner.
         group_ridge: Factor of the ridge per layer group, 1 where absent: the metric M.
-        metric: "identity" (times `group_ridge`), or "kfac": the damped curvature of the preconditioner, for ``cg``.
+        metric: "identity" (times `group_ridge`), "learned" (a factor for every layer group, found with the ridge by
+            the leave-one-out cross-entropy; with ``ridge=auto``), or "kfac": the damped curvature of the
+            preconditioner, for ``cg``.
+        penalty_by: With ``metric=learned`` a factor for every "stage" (layer group) or every residual "block".
         intercept: Whether the bias of the head is free of penalty.
         layers: Names of the layer groups that are linearized; None means all, ``[head]`` is a linear probe.
         group_lr: Learning-rate factor per layer group, 1 where absent. For ``sgd``.
         solver: "sgd" (augmentation, very large sets), "cg" (conjugate gradients to the certified optimum on fixed
-            images, one epoch per iteration), or "kernel" (exact, for up to 20,000 samples times classes).
+            images, one epoch per iteration), "kernel" (exact, for up to 20,000 samples times classes), or "auto":
+            ``kernel`` up to 2,000 samples times classes, else ``cg``.
         tolerance: Relative norm of the gradient at which ``cg`` stops.
         preconditioner: Fits Kronecker factors of the Gauss-Newton matrix once, before the first step; None trains on
             the plain gradient. For ``sgd`` and ``cg``.
         preconditioner_samples: Training samples that the factors are computed from; None means all.
-        acceleration: What preconditions ``cg``: "sketch" (of the Jacobian; up to 20,000 samples times classes), "kfac"
-            (the `preconditioner`), "none", or "auto": a sketch up to 8,000, else the preconditioner.
+        acceleration: What preconditions ``cg``: "trace" (the trace kernel, whatever the number of classes), "sketch"
+            (of the Jacobian; up to 20,000 samples times classes), "kfac" (the `preconditioner`), "none", or "auto":
+            the trace kernel where it has chosen the penalty, a sketch up to 8,000, else the preconditioner.
+        penalty_samples: Most training samples that a surrogate kernel is assembled from to choose a penalty.
+        relinearize: How often the network is expanded anew around the optimum, a part of the way to it, and solved
+            again with the same penalty: nonlinear steps, of which the last is exact. What rests on leave-one-out or
+            forgets does not hold then: the weights that are expanded around have seen the labels. Not for ``sgd``.
         normalize_step: Divide directions by the largest curvature that some training batches have after
             preconditioning: on these, learning rates below 2 are stable (below 3.8 with momentum 0.9). Others can be
             steeper, small ones above all. Sample weights and a reference make samples heavier: also by the largest
@@ -79,6 +83,10 @@ class LQF(LinearizedMethod):
     Attributes:
         path: What every ridge would give, where ``ridge="auto"`` has compared them in this run, else None.
         path_form: Form of the kernel behind it: "full" is exact, "trace" a surrogate.
+        learned_penalty: What was learned, where ``metric="learned"`` has done so in this run, else None.
+        penalty_form: Form of the kernel behind it.
+        expansions: How often the network has been expanded anew.
+        outlook: What leave-one-out says about probe, LQF and nonlinear methods, with `learned_penalty`.
         matching: The reference, if there is one.
         tradeoff_curve: What `tradeoff` has compared in this run, else None.
     """
@@ -94,7 +102,7 @@ class LQF(LinearizedMethod):
         target_scale: float = 15.0,
         ridge: float | Literal["auto"] = 1e-3,
         group_ridge: Mapping[str, float] | None = None,
-        metric: Literal["identity", "kfac"] = "identity",
+        metric: Literal["identity", "learned", "kfac"] = "identity",
         intercept: bool = True,
         layers: Sequence[str] | None = None,
         group_lr: Mapping[str, float] | None = None,
@@ -103,6 +111,9 @@ class LQF(LinearizedMethod):
         preconditioner: Preconditioner | None = None,
         preconditioner_samples: int | None = None,
         acceleration: Acceleration = "auto",
+        penalty_by: Literal["stage", "block"] = "stage",
+        penalty_samples: int = 2000,
+        relinearize: int = 0,
         normalize_step: bool = True,
         memory_gib: float = 4.0,
         kernel_folder: str | None = None,
@@ -120,23 +131,24 @@ class LQF(LinearizedMethod):
         self.ridge = math.nan if ridge == "auto" else float(ridge)
         self.path: RegularizationPath | None = None
         self.path_form: KernelForm | None = None
+        self.learned_penalty: LearnedPenalty | None = None
+        self.penalty_form: KernelForm | None = None
+        self.outlook: Outlook | None = None
         self.squared, self.target_scale = loss == "squared", target_scale
         self._loss = choose_loss(loss, target_scale)
         self.preconditioner, self.preconditioner_samples = preconditioner, preconditioner_samples
         self.metric, self.tolerance, self.acceleration = metric, tolerance, acceleration
+        self.penalty_samples, self.relinearize, self.expansions = penalty_samples, relinearize, 0
         self.normalize_step, self.memory_gib, self.kernel_folder = normalize_step, memory_gib, kernel_folder
-        self.linearize(group_ridge, intercept)
-        self.matching: LogitMatching | None = None
+        self.linearize(group_ridge, intercept, by_block=metric == "learned" and penalty_by == "block")
         self.tradeoff_curve: TradeoffCurve | None = None
         self.hparams["reference_fingerprint"] = None if reference is None else reference.fingerprint
         if reference is not None:
             self.matching = LogitMatching(
                 self, reference, alpha=alpha, beta=beta, scale=reference_scale, tradeoff=tradeoff
             )
-        self.solver: Solver = make_solver(solver, self)
         self.weighs_samples = reference is None  # which has weights of its own
-        self.sweeps, self.automatic_optimization = self.solver.sweeps, self.solver.sweeps == 0
-        self._stored_solver: str | None = None  # that of the checkpoint which a fit goes on from
+        self.use(make_solver(solver, self))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The chosen loss to the labels, which evaluation reports.
@@ -164,83 +176,21 @@ class LQF(LinearizedMethod):
         loss = self.loss(logits, batch.target) if weight is None else self._loss(logits, batch.target, weight=weight)
         return loss if self.matching is None else loss + self.matching.penalty(logits, batch)
 
-    def configure_optimizers(self) -> Any:
-        """One parameter group per linearized layer group; exact solvers bring their own steps.
-
-        Returns:
-            What Lightning expects.
-        """
-        if self.sweeps:
-            return torch.optim.SGD(self.linearized.deltas.values(), lr=1.0)
-        configured = super().configure_optimizers()
-        refuse_weight_decay(configured["optimizer"] if isinstance(configured, dict) else configured)
-        return configured
-
-    def setup(self, stage: str) -> None:
-        """Choose the training batches, and refuse what the solver cannot work with.
-
-        Args:
-            stage: "fit", or another.
-        """
-        super().setup(stage)
-        if stage == "fit":
-            refuse_strategy(self.trainer.strategy)
-            refuse_reference(self.hparams, self.matching, cast(Any, self.trainer).datamodule)
-            self.solver.check()
-
-    def on_fit_start(self) -> None:
-        """Prepare the reference and the solver."""
-        stored, self._stored_solver = self._stored_solver, None
-        refuse_other_solver(stored, self.hparams["solver"])
-        if self.matching is not None:
-            self.matching.start()
-        self.solver.start()
-
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:  # type: ignore[override]
-        """One stochastic step, or one batch of a sweep.
-
-        Args:
-            batch: Samples of this rank.
-            batch_idx: Number of the batch in the epoch.
-
-        Returns:
-            Loss and outputs; nothing in a sweep that does not know them yet.
-        """
-        if self.hparams["ridge"] == "auto":
-            self.log("train/ridge", self.ridge, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
-        return self.solver.step(batch, batch_idx) if self.sweeps else super().training_step(batch, batch_idx)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the solver change the gradients.
-
-        Args:
-            optimizer: Unused.
-        """
-        self.solver.before_optimizer_step()
-
-    def on_train_epoch_end(self) -> None:
-        """Stop a run that diverges, or that has arrived."""
-        super().on_train_epoch_end()
-        self.solver.end_epoch()
-
-    def on_train_end(self) -> None:
-        """Say how far it is to the optimum, where that is known."""
-        self.solver.finish()
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep a chosen ridge, and what the solver needs to go on."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["ridge"], checkpoint["solver"] = self.ridge, self.solver.state()
+        checkpoint.update(self.settled_penalty(), expansions=self.expansions, solver=self.solver.state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back a chosen ridge, and in a fit the state of the solver."""
         super().on_load_checkpoint(checkpoint)
         options = checkpoint.get("hyper_parameters", {})
         if self.hparams["ridge"] == options.get("ridge") == "auto":
-            self.ridge = checkpoint["ridge"]
+            self.ridge, self.group_ridge = checkpoint["ridge"], checkpoint.get("group_ridge", self.group_ridge)
+        self.expansions = checkpoint.get("expansions", 0)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            self._stored_solver = options.get("solver", "sgd")
-            if self._stored_solver == self.hparams["solver"] == "sgd":  # the others look at the problem itself
+            self.stored_solver = options.get("solver", "sgd")
+            if self.stored_solver == self.hparams["solver"] == "sgd":  # the others look at the problem itself
                 known = {"reference_fingerprint": None} | options  # older versions had no references
                 refuse_other_reference(known, self.hparams, ("alpha", "beta", "reference_scale"))
             self.solver.restore(checkpoint.get("solver", {}))

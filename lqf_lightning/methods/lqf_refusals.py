@@ -25,8 +25,8 @@ def refuse_options(options: Any, preconditioner: Callable[..., KFAC] | None) -> 
         ValueError: An option is out of range, or two do not go together.
     """
     ridge, exact = options.ridge, options.solver != "sgd"
-    if options.solver not in ("sgd", "cg", "kernel"):
-        raise ValueError(f"`solver` must be sgd, cg or kernel, got {options.solver!r}. Set method.solver=cg")
+    if options.solver not in ("auto", "sgd", "cg", "kernel"):
+        raise ValueError(f"`solver` must be auto, sgd, cg or kernel, got {options.solver!r}. Set method.solver=auto")
     if isinstance(ridge, str) and ridge != "auto":
         raise ValueError(f"`ridge` must be a number or auto, got {ridge!r}. Set method.ridge=auto")
     if not isinstance(ridge, str) and not 0 <= ridge < math.inf:
@@ -47,9 +47,21 @@ def refuse_options(options: Any, preconditioner: Callable[..., KFAC] | None) -> 
 
 
 def _refuse_metric(options: Any, preconditioner: Callable[..., KFAC] | None) -> None:
-    if options.metric not in ("identity", "kfac"):
-        raise ValueError(f"`metric` must be identity or kfac, got {options.metric!r}. Set method.metric=identity")
-    if options.metric == "identity":
+    if options.metric not in ("identity", "learned", "kfac"):
+        raise ValueError(
+            f"`metric` must be identity, learned or kfac, got {options.metric!r}. Set method.metric=identity"
+        )
+    if options.metric == "learned" and (options.solver == "sgd" or options.ridge != "auto" or options.group_ridge):
+        raise ValueError(
+            "metric=learned finds the ridge and a factor for every block, for solver=auto, cg or kernel; got solver="
+            f"{options.solver}, ridge={options.ridge}, group_ridge={options.group_ridge}. Set method.ridge=auto and "
+            "method.group_ridge=null, or method.metric=identity"
+        )
+    if options.penalty_by not in ("stage", "block"):
+        raise ValueError(
+            f"`penalty_by` must be stage or block, got {options.penalty_by!r}. Set method.penalty_by=stage"
+        )
+    if options.metric != "kfac":
         return
     if options.solver != "cg" or options.group_ridge or preconditioner is None or options.ridge == "auto":
         raise ValueError(
@@ -61,9 +73,9 @@ def _refuse_metric(options: Any, preconditioner: Callable[..., KFAC] | None) -> 
 
 def _refuse_acceleration(options: Any, preconditioner: Callable[..., KFAC] | None) -> None:
     kind = options.acceleration
-    if kind not in ("auto", "sketch", "kfac", "none"):
+    if kind not in ("auto", "trace", "sketch", "kfac", "none"):
         raise ValueError(
-            f"`acceleration` must be auto, sketch, kfac or none, got {kind!r}. Set method.acceleration=auto"
+            f"`acceleration` must be auto, trace, sketch, kfac or none, got {kind!r}. Set method.acceleration=auto"
         )
     if kind == "kfac" and preconditioner is None:
         raise ValueError("acceleration=kfac needs a preconditioner, got none. Set method/preconditioner=kfac")
@@ -76,6 +88,15 @@ def _refuse_sizes(options: Any) -> None:
         raise ValueError(
             f"`preconditioner_samples` must be null (all) or at least 1, got {options.preconditioner_samples}. "
             "Set method.preconditioner_samples=1000"
+        )
+    if options.penalty_samples < 2:
+        raise ValueError(
+            f"`penalty_samples` must be at least 2, got {options.penalty_samples}. Set method.penalty_samples=2000"
+        )
+    if options.relinearize < 0 or (options.relinearize and options.solver == "sgd"):
+        raise ValueError(
+            f"`relinearize` must be 0 or, with an exact solver, more; got {options.relinearize} with solver="
+            f"{options.solver}. Set method.relinearize=0, or method.solver=auto"
         )
     for name, example in (("tolerance", "1e-3"), ("memory_gib", "4")):
         if not 0 < options[name] < math.inf:

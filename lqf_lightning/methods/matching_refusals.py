@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lqf_lightning.data.copies import refuse_copies
 from lqf_lightning.methods.logit_matching import LogitMatching
 from lqf_lightning.teachers import StoredPredictions
 
@@ -41,7 +42,7 @@ def _refuse_tradeoff(options: Any) -> None:
             raise ValueError(
                 f"`tradeoff.{name}` must be a list of numbers that are at least 0 and finite, got {values}. {_EXAMPLE}"
             )
-    if options.solver != "kernel":
+    if options.solver not in ("auto", "kernel"):
         raise ValueError(
             f"`tradeoff` takes the kernel that solver=kernel assembles, got solver={options.solver}. Set "
             "method.solver=kernel, or method.tradeoff=null"
@@ -87,6 +88,7 @@ def _refuse_stored(options: Any, stored: StoredPredictions, data: Any) -> None:
             f"{stored.name} has no column `logits`, and outputs are what is matched. Set reference to a file with it, "
             "or to the model itself"
         )
+    refuse_copies(data, f"the outputs that {stored.name} holds")
     transform = getattr(data, "training_transform", None)
     if options.solver == "sgd" and transform is not None and getattr(transform, "random", True):
         raise ValueError(

@@ -141,6 +141,8 @@ def _refuse_changed(found: str, expected: str, which: str) -> None:
 
 
 def _refuse(ridge: float | str, options: Mapping[str, Any]) -> None:
+    if options.get("relinearize"):
+        raise ValueError("the core stays as it is in mixed privacy, got relinearize. Set method.relinearize=0")
     if not isinstance(ridge, str) and not 0 < ridge < math.inf:
         raise ValueError(
             f"mixed privacy needs a strongly convex loss, so a positive `ridge`, got {ridge}. Set method.ridge=5e-4"

@@ -188,7 +188,7 @@ def test_the_picture_shows_every_cohort(stochastic):
 
 def test_forecast_starts_below_the_gradient_of_the_untrained_model(tmp_path, folder_of_shapes):
     cohorts = f"{NAME}.cohorts={{greens: {{class: green}}}}"
-    options = ["method=lqf", "callbacks=[forgetting_bounds]", cohorts, "trainer.max_epochs=1", "test=false"]
+    options = ["method=lqf_sgd", "callbacks=[forgetting_bounds]", cohorts, "trainer.max_epochs=1", "test=false"]
     run_tiny(tmp_path, folder_of_shapes, *options, "method.ridge=1e-7")
     _, report = read(tmp_path)
     assert report["cohorts"]["greens"]["scrub_curve"][0] < 1  # what the samples leave is less than there was to learn
@@ -197,7 +197,7 @@ def test_forecast_starts_below_the_gradient_of_the_untrained_model(tmp_path, fol
 @pytest.mark.gpu
 def test_bounds_under_ddp_with_nccl_are_those_of_the_cpu(tmp_path, folder_of_shapes):
     options = [
-        "method=lqf", "method.solver=kernel", "method.ridge=0.1", "callbacks=[forgetting_bounds]", "test=false",
+        "method=lqf_sgd", "method.solver=kernel", "method.ridge=0.1", "callbacks=[forgetting_bounds]", "test=false",
         f"{NAME}.cohorts={{few:[3,9,14],greens:{{class:green}}}}", "trainer.max_epochs=1",
     ]  # fmt: skip
     nccl = [

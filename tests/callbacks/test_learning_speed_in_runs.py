@@ -87,8 +87,8 @@ def test_an_interrupted_run_ends_with_the_same_scores(saving, evaluate, tmp_path
 
 
 METHODS = {
-    "cg": (["method=lqf", "method.solver=cg", "method.acceleration=none", "method.tolerance=1e-6"], 27, 2),
-    "kernel": (["method=lqf", "method.solver=kernel"], 27, 1),
+    "cg": (["method=lqf_sgd", "method.solver=cg", "method.acceleration=none", "method.tolerance=1e-6"], 27, 2),
+    "kernel": (["method=lqf_sgd", "method.solver=kernel"], 27, 1),
     "fixmatch": (["method=fixmatch", "method.unlabeled_ratio=2", "data.labels_per_class=2"], 6, 2),
     "moco": (["method=moco", "method.queue_size=6", "data.labels_per_class=5"], 15, 2),
 }

@@ -411,7 +411,7 @@ def upgrade(tmp_path_factory, root):
     options = [*COMMON, f"reference={folder}/old/checkpoints/best.ckpt", f"paths.data_dir={folder}/data"]
     metrics = {
         "finetune": run_tiny(folder / "finetune", root, "method=finetune", *options, "method.optimizer.lr=0.05"),
-        "lqf": run_tiny(folder / "lqf", root, "method=lqf", *[o for o in options if "batch_norm" not in o]),
+        "lqf": run_tiny(folder / "lqf", root, "method=lqf_sgd", *[o for o in options if "batch_norm" not in o]),
     }
     return folder, metrics
 

@@ -16,7 +16,7 @@ from tiny import compose, run_tiny
 
 NAME = "callbacks.sample_information"
 OPTIONS = ["callbacks=[sample_information]", f"{NAME}.top=3", "test=false", "trainer.max_epochs=1"]
-LQF = [*OPTIONS, "method=lqf", "method.solver=kernel", "method.ridge=0.1"]
+LQF = [*OPTIONS, "method=lqf_sgd", "method.solver=kernel", "method.ridge=0.1"]
 FINETUNE = [*OPTIONS, "method=finetune", "method.batch_norm=frozen"]
 PLAIN = [option for option in FINETUNE if not option.startswith(NAME)]
 NUMBERS = ["suspicion", "residual", "weight_information", "function_information"]

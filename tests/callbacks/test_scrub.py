@@ -57,12 +57,12 @@ def test_fine_tuned_network_keeps_its_noise_to_itself(folder_of_shapes, tmp_path
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["method=lqf", "callbacks.scrub.name=fisher"], "no scrub of LQF"),
+        (["method=lqf_sgd", "callbacks.scrub.name=fisher"], "no scrub of LQF"),
         (["method=finetune", "callbacks.scrub.name=kernel"], "no scrub of Finetune"),
-        (["method=lqf", "callbacks.scrub.cohort=[5000]"], "5000"),
-        (["method=lqf", "callbacks.scrub.sigma=0"], "sigma"),
-        (["method=lqf", "callbacks.scrub.noise=pink"], "noise"),
-        (["method=lqf", "callbacks.scrub.shadows=3"], "shadows"),
+        (["method=lqf_sgd", "callbacks.scrub.cohort=[5000]"], "5000"),
+        (["method=lqf_sgd", "callbacks.scrub.sigma=0"], "sigma"),
+        (["method=lqf_sgd", "callbacks.scrub.noise=pink"], "noise"),
+        (["method=lqf_sgd", "callbacks.scrub.shadows=3"], "shadows"),
     ],
 )
 def test_wrong_requests_fail_before_the_first_batch(folder_of_shapes, tmp_path, options, words):

@@ -12,7 +12,7 @@ from tiny import run_tiny
 TARGET = "callbacks.training_time._target_=lqf_lightning.callbacks.training_time.TrainingTime"
 PLAIN = ["callbacks=training_time", TARGET, "test=false", "data/augmentation=none"]
 DOUBLE = ["trainer.precision=64-true"]
-LQF_SGD = ["method=lqf", "method.preconditioner=null", "method.optimizer.lr=0.2"]
+LQF_SGD = ["method=lqf_sgd", "method.preconditioner=null", "method.optimizer.lr=0.2"]
 THRESHOLDS = "callbacks.training_time.thresholds=[0.9,0.6,0.3]"
 
 
@@ -97,7 +97,7 @@ def test_fine_tuning_in_small_steps_follows_its_expansion(loss, tmp_path, folder
 @pytest.mark.parametrize(
     ("options", "fix"),
     [
-        (["method=lqf"], r"method\.preconditioner=null"),
+        (["method=lqf_sgd"], r"method\.preconditioner=null"),
         (["method=finetune", "method/optimizer=adamw"], "method/optimizer=sgd"),
         ([*LQF_SGD, "method.optimizer.lr=100", "data.batch_size=24", "trainer.max_epochs=9"], r"method\.optimizer\.lr"),
     ],

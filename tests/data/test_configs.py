@@ -49,7 +49,7 @@ def test_every_augmentation_can_be_chosen(name):
 
 
 def test_the_shared_options_repeat_the_defaults_of_the_constructor():
-    written = OmegaConf.load(CONF / "_base.yaml")
+    written = OmegaConf.merge(*(OmegaConf.load(CONF / f"{name}.yaml") for name in ("_base", "_labels")))
     for name, parameter in inspect.signature(ImageDataModule.__init__).parameters.items():
         if name not in {"self", "source", "augmentation", "seed"}:
             assert written[name] == parameter.default, name

@@ -1,5 +1,5 @@
 from lqf_lightning.data import Manifest
-from lqf_lightning.data.seen_in_training import seen_in_training
+from lqf_lightning.data.seen_in_training import seen_in_training, seen_labels
 
 CLASSES = ["ant", "bee"]
 
@@ -37,3 +37,13 @@ def test_training_images_without_a_label_count(tmp_path):
     other.table["labeled"] = False
     other.write(tmp_path / "other")
     assert seen_in_training(hashed(("val", "a", True), ("val", "b", True)), "val", tmp_path / "other") == 2
+
+
+def test_training_images_are_marked_by_content():
+    own = hashed(("train", "a", True), ("train", "b", False), ("val", "a", True), ("train", "c", True))
+    assert seen_labels(own, {"a", "b", ""}).tolist() == [True, True, False, False]
+    own.table.loc[0, "removed"] = True
+    assert seen_labels(own, {"a", "b"}).tolist() == [False, True, False, False]
+    assert seen_labels(own, {"d"}) is None
+    assert seen_labels(own, {""}) is None
+    assert seen_labels(own, frozenset()) is None

@@ -14,7 +14,7 @@ CONTENT = {
     "callbacks": {"Ledger": {"index": [1]}}, "solver": {"v": 1}, "random_state": 0, "later_addition": {"rows": [1]},
     "state_dict": {"dw.w": torch.zeros(2), "dw.b": torch.zeros(1), "model.w": torch.ones(2), "queue": torch.ones(3)},
 }  # fmt: skip
-LINEAR = ["method=lqf", "method.layers=[head]", "trainer.max_epochs=1", "callbacks=[]"]
+LINEAR = ["method=lqf_sgd", "method.layers=[head]", "trainer.max_epochs=1", "callbacks=[]"]
 NEW = {"w": torch.tensor([1.0, 2.0], dtype=torch.float64), "b": torch.tensor([3.0])}
 
 

@@ -10,7 +10,7 @@ import torch
 from lqf_lightning.evaluate import evaluate
 from tiny import compose, run_tiny
 
-EXACT = ("method=lqf", "method.ridge=0.3", "trainer.precision=64-true", "callbacks=[]", "test=false")
+EXACT = ("method=lqf_sgd", "method.ridge=0.3", "trainer.precision=64-true", "callbacks=[]", "test=false")
 KERNEL = (*EXACT, "method.solver=kernel", "method.tradeoff={alpha: [0, 1], beta: [0, 5]}", "callbacks=tradeoff_curve")
 CG = (*EXACT, "method.solver=cg", "method.tolerance=1e-9", "trainer.max_epochs=3")
 SGD = (*EXACT, "method.solver=sgd", "trainer.max_epochs=1", "method.preconditioner=null", "method.optimizer.lr=0.5")

@@ -9,9 +9,10 @@ from tiny import compose, run_tiny, write_shapes
 
 OPTIONS = {
     "finetune": ["method=finetune", "method.batch_norm=frozen"],
-    "lqf": ["method=lqf", "method/optimizer=sgd", "method.optimizer.lr=1e-4"],  # adaptive steps amplify rounding
+    "lqf": ["method=lqf_sgd", "method/optimizer=sgd", "method.optimizer.lr=1e-4"],  # adaptive steps amplify rounding
     "lqf-kfac": [
-        "method=lqf", "method/preconditioner=kfac", "method.preconditioner.cotangents=exact", "method/optimizer=sgd",
+        "method=lqf_sgd", "method/preconditioner=kfac", "method.preconditioner.cotangents=exact",
+        "method/optimizer=sgd",
         "method.optimizer.lr=0.01", "method.layers=[head]", "method.preconditioner.relative_floor=0.1",
     ],
 }  # fmt: skip
@@ -66,7 +67,7 @@ def test_ranks_without_a_sample_neither_hang_nor_count(tmp_path):
     write_shapes(root / "train", per_class=4, seed=0)
     write_shapes(root / "val", per_class=1, seed=1)
     write_shapes(root / "test", per_class=1, seed=2)
-    options = ("method=lqf", "method/optimizer=sgd", "method.optimizer.lr=1e-4")
+    options = ("method=lqf_sgd", "method/optimizer=sgd", "method.optimizer.lr=1e-4")
     metrics = {size: run_on(size, tmp_path / str(size), root, *options) for size in (1, 4)}  # three samples, four ranks
     keys = [name for name in metrics[1] if name.startswith(("val/", "test/"))]
     assert [metrics[4][k] for k in keys] == pytest.approx([metrics[1][k] for k in keys], rel=1e-5, abs=1e-6)
@@ -85,7 +86,7 @@ def test_batch_statistics_are_those_of_rank_zero_at_evaluation(tmp_path, folder_
 def test_one_wandb_run_whatever_the_number_of_ranks(tmp_path, folder_of_shapes, wandb_runs):
     import wandb
 
-    run_on(2, tmp_path / "run", folder_of_shapes, "method=lqf", "logger=wandb")
+    run_on(2, tmp_path / "run", folder_of_shapes, "method=lqf_sgd", "logger=wandb")
     wandb.finish()
     (run,) = wandb_runs()
     assert len(run.series("val/acc")) == 2

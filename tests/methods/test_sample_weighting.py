@@ -139,7 +139,7 @@ def test_weights_and_a_subset_give_the_same_run_on_every_number_of_ranks(folder_
     weights.to_csv(tmp_path / "w.csv", index=False)
     files = [f"data.subset={tmp_path / 'subset.parquet'}", f"data.weights={tmp_path / 'w.csv'}"]
     solver = [
-        "method=lqf",
+        "method=lqf_sgd",
         "method.solver=kernel",
         "method.layers=[head]",
         "method.ridge=0.1",

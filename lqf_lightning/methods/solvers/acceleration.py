@@ -3,8 +3,8 @@
 import logging
 from typing import TYPE_CHECKING, Literal
 
-from lqf_lightning.linear import DualPrecondition, QuadraticProblem, current_reducer, sketch_rows
-from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, penalized_groups
+from lqf_lightning.linear import DualPrecondition, Kernel, QuadraticProblem, current_reducer, sketch_rows
+from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, penalized_groups, surrogate_kernel
 from lqf_lightning.methods.solvers.training_images import TrainingImages
 from lqf_lightning.methods.solvers.training_table import TrainingTable
 from lqf_lightning.progress import track
@@ -12,7 +12,7 @@ from lqf_lightning.progress import track
 if TYPE_CHECKING:
     from lqf_lightning.methods.lqf import LQF
 
-Acceleration = Literal["auto", "sketch", "kfac", "none"]
+Acceleration = Literal["auto", "trace", "sketch", "kfac", "none"]
 log = logging.getLogger(__name__)
 _AUTOMATIC, SKETCH_LIMIT = 8_000, 20_000  # rows of the Jacobian, samples times classes
 _WIDTH = 4  # columns of the sketch per row, less where memory is short
@@ -20,7 +20,7 @@ _NARROWEST = 2.0
 _COPIES = 3  # of the sketch, while ranks exchange it
 
 
-def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["sketch", "kfac", "none"]:
+def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["trace", "sketch", "kfac", "none"]:
     """Choose by size, and say why.
 
     Args:
@@ -43,6 +43,9 @@ def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["sk
         )
     if wanted != "auto":
         return wanted
+    if method.metric == "learned" and problem.samples <= method.penalty_samples:
+        log.info("conjugate gradients are accelerated by the trace kernel, which has chosen the penalty")
+        return "trace"
     other: Literal["kfac", "none"] = "none" if method.preconditioner is None else "kfac"
     if method.metric == "kfac":
         return other
@@ -75,6 +78,26 @@ def sketch_inverse(method: "LQF", table: TrainingTable, problem: QuadraticProble
         watch=lambda batches: track(batches, "sketch of the Jacobian"),
     )
     return DualPrecondition.of_rows(problem, rows)
+
+
+def trace_inverse(
+    method: "LQF", table: TrainingTable, problem: QuadraticProblem, kernel: Kernel | None
+) -> DualPrecondition:
+    """Factor the trace kernel, in which every output has a weight vector of its own: n x n for any number of classes.
+
+    Args:
+        method: The method, attached to a trainer, its penalty settled.
+        table: Its training samples.
+        problem: Its problem.
+        kernel: The trace kernel by penalty group, if it is at hand; else it is assembled.
+
+    Returns:
+        An approximate inverse of the dual system, the same on every rank.
+    """
+    scales = kernel_scales(method)
+    if kernel is not None:
+        return DualPrecondition(problem, kernel, scales)
+    return DualPrecondition(problem, surrogate_kernel(method, table, scales=scales))
 
 
 def _columns(method: "LQF", rows: int) -> int:

@@ -34,14 +34,19 @@ _COMBINATIONS = 2
 _LIMIT = 20_000  # rows of a kernel
 
 
-def surrogate_kernel(method: "LQF", table: TrainingTable) -> Kernel:
+def surrogate_kernel(
+    method: "LQF", table: TrainingTable, chosen: Tensor | None = None, scales: Mapping[str, float] | None = None
+) -> Kernel:
     """The trace kernel by random combinations of outputs: one or two backward passes, whatever the classes.
 
-    It belongs to another model (one weight vector per output), so it may choose a ridge and rank samples, no more.
+    It belongs to another model (one weight vector per output), so it may choose a penalty, rank samples and
+    precondition, no more.
 
     Args:
         method: The method, attached to a trainer.
         table: Its training samples.
+        chosen: Rows of the table to take (s,), ascending; None means all.
+        scales: What groups are multiplied with and then added up, into one named "total"; None keeps them apart.
 
     Returns:
         The kernel.
@@ -49,28 +54,35 @@ def surrogate_kernel(method: "LQF", table: TrainingTable) -> Kernel:
     Raises:
         ValueError: There are too many samples.
     """
-    if len(table.label) > _LIMIT:
+    samples = len(table.label if chosen is None else chosen)
+    if samples > _LIMIT:
         raise ValueError(
-            f"ridge=auto is for at most {_LIMIT} training samples, got {len(table.label)}. Set method.ridge to a "
-            "number, for instance one that auto has chosen with data.subset_ratio"
+            f"a surrogate kernel is for at most {_LIMIT} training samples, got {samples}. Set method.ridge to a "
+            "number, for instance one that auto has chosen with data.subset_ratio, and method.acceleration=kfac"
         )
+    images, own = TrainingImages(method), table.own_index
+    if chosen is not None:
+        loader = method.solver.data_module().chosen_dataloader(table.index[chosen].cpu())
+        images = TrainingImages(method, loader)
+        own = torch.cat([own[:0], *(batch.index.to(own) for batch in loader)])
     return assemble_kernel(
         method.linearized,
         penalized_groups(method),
-        TrainingImages(method),
+        images,
         form="trace",
         combinations=_COMBINATIONS,
-        index=table.own_index,
-        other_index=table.own_index[:0],
+        index=own,
+        other_index=own[:0],
         budget=int(method.memory_gib * 2**30),
         limit=_LIMIT,
         reducer=current_reducer(),
-        watch=lambda items: track(items, "kernel for the ridge"),
+        scales=scales,
+        watch=lambda items: track(items, "trace kernel"),
     ).train
 
 
 def penalized_groups(method: "LQF") -> dict[str, list[str]]:
-    """Parameter names by layer group, the intercept left out: what kernels are assembled for.
+    """Parameter names by penalty group, the intercept left out: what kernels are assembled for.
 
     Args:
         method: The method.
@@ -79,24 +91,24 @@ def penalized_groups(method: "LQF") -> dict[str, list[str]]:
         The groups that have a penalized parameter.
     """
     penalized = method.penalty_weights()
-    members = {group: [n for n in method.backbone.groups[group] if n in penalized] for group in method.layers}
+    members = {group: [n for n in names if n in penalized] for group, names in method.penalty_groups.items()}
     return {group: names for group, names in members.items() if names}
 
 
 def kernel_scales(method: "LQF") -> dict[str, float]:
-    """What the kernel of each layer group is multiplied with: one over its factor of the ridge.
+    """What the kernel of each penalty group is multiplied with: one over its factor of the ridge.
 
     Args:
         method: The method.
 
     Returns:
-        Scale by layer group.
+        Scale by penalty group.
     """
     return {group: 1.0 / method.group_ridge.get(group, 1.0) for group in penalized_groups(method)}
 
 
 def merged_groups(method: "LQF") -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Layer groups of the same ridge as one: they need no kernels of their own, each of which takes memory.
+    """Penalty groups of the same ridge as one: they need no kernels of their own, each of which takes memory.
 
     Args:
         method: The method.

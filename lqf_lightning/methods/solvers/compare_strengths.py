@@ -18,7 +18,7 @@ def compare_strengths(
     table: TrainingTable,
     watched: ValidationTable,
     kernels: tuple[Kernel, Kernel],
-    scales: Mapping[str, float],
+    scales: Mapping[str, float] | None,
 ) -> TradeoffCurve | None:
     """Solve for all combinations of the method's `tradeoff`, at its ridge.
 
@@ -27,7 +27,7 @@ def compare_strengths(
         table: Its training samples.
         watched: Its validation samples.
         kernels: The kernel among the first, and that of the second with them.
-        scales: What its groups are multiplied with.
+        scales: What its groups are multiplied with; None: nothing.
 
     Returns:
         The curve, by the kernel as it is stored; None if there is nothing to compare.

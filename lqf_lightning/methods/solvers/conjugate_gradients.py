@@ -13,15 +13,22 @@ from lqf_lightning.linear import (
     ConjugateGradient,
     CurvatureSolver,
     DualPrecondition,
+    Kernel,
     KroneckerMetric,
     Metric,
     QuadraticProblem,
 )
-from lqf_lightning.methods.solvers.acceleration import SKETCH_LIMIT, choose_acceleration, sketch_inverse
-from lqf_lightning.methods.solvers.auto_ridge import settle_ridge
+from lqf_lightning.methods.solvers.acceleration import (
+    SKETCH_LIMIT,
+    choose_acceleration,
+    sketch_inverse,
+    trace_inverse,
+)
 from lqf_lightning.methods.solvers.curvature_samples import fit_preconditioner
 from lqf_lightning.methods.solvers.exact_solver import ExactSolver
 from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
+from lqf_lightning.methods.solvers.relinearize import arrive
+from lqf_lightning.methods.solvers.settle_penalty import settle_penalty
 from lqf_lightning.methods.solvers.sweep import PullSweep, PushSweep
 
 if TYPE_CHECKING:
@@ -46,7 +53,7 @@ class ConjugateGradients(ExactSolver):
         descent: The iteration, from `start` on.
     """
 
-    sweeps = 2
+    name, sweeps = "cg", 2
 
     def __init__(self, method: "LQF") -> None:
         super().__init__(method)
@@ -63,9 +70,9 @@ class ConjugateGradients(ExactSolver):
         """Evaluate the network, fit the preconditioner, and take the first gradient or go on from a checkpoint."""
         super().start()
         method = self.method
-        settle_ridge(method, self.table)
+        surrogate = settle_penalty(method, self.table)
         problem = self.table.problem(method)
-        kind = self._accelerate(problem)
+        kind = self._accelerate(problem, surrogate)
         moved = {n: d.detach().clone() for n, d in method.linearized.deltas.items() if n != method.intercept_name}
         self._key = problem_key(method, self.table, kind, self._metric)
         kept, self._kept = self._kept, {}
@@ -88,12 +95,14 @@ class ConjugateGradients(ExactSolver):
             return CoefficientDescent(problem, start, self._inverse, metric=self._metric)
         return ConjugateGradient(problem, start, metric=self._metric, precondition=self._precondition, **options)
 
-    def _accelerate(self, problem: QuadraticProblem) -> str:
+    def _accelerate(self, problem: QuadraticProblem, surrogate: Kernel | None) -> str:
         method = self.method
         kind = choose_acceleration(method, problem)
         self._metric, self._inverse, self._precondition = Metric(method.penalty_weights()), None, None
         if kind == "sketch":
             self._inverse = sketch_inverse(method, self.table, problem)
+        if kind == "trace":
+            self._inverse = trace_inverse(method, self.table, problem, surrogate)
         kfac = fit_preconditioner(method, intercept=method.intercept_name) if kind == "kfac" else None
         if kfac is None:
             return kind
@@ -108,7 +117,9 @@ class ConjugateGradients(ExactSolver):
         if not any(bool(entry.any()) for entry in moved.values()):
             return descent
         if self._inverse is not None:  # it acts on coefficients, which only movements from zero have
-            log.warning("with a sketch, conjugate gradients start at the pre-trained weights; dw is dropped")
+            log.warning(
+                "with a sketch or a trace kernel, conjugate gradients start at the pre-trained weights; dw is dropped"
+            )
             return descent
         image = self.whole_push(moved, "outputs of the present weights")
         reference = descent.reference  # certificates are relative to w0
@@ -150,9 +161,9 @@ class ConjugateGradients(ExactSolver):
         return method.note_training(self._outputs[rows].to(batch.input.dtype), batch)
 
     def end_epoch(self) -> None:
-        """Stop when the certificate is good enough."""
+        """Stop when the certificate is good enough, or go on around the optimum."""
         if self.certificate is not None and self.certificate.relative_gradient <= self.method.tolerance:
-            self.method.trainer.should_stop = True
+            arrive(self.method, self.start)
 
     def state(self) -> dict[str, Any]:
         """The iteration, and the problem that it belongs to.

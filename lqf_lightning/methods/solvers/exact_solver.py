@@ -50,7 +50,7 @@ class ExactSolver(Solver):
         Raises:
             ValueError: It is.
         """
-        method, name = self.method, self.method.hparams["solver"]
+        method, name = self.method, self.name
         refuse_trainer(method.trainer, name, method.tolerance, next(method.parameters()).dtype == torch.float64)
         data = self.data_module()
         samples, limit = len(data.fixed_train_dataloader().dataset), self.most_rows
@@ -61,7 +61,7 @@ class ExactSolver(Solver):
                 f"{samples * len(method.classes)}. Set method.solver=cg, method.acceleration=auto and a number for "
                 "method.ridge"
             )
-        if getattr(getattr(data, "training_transform", None), "random", False):
+        if getattr(getattr(data, "training_transform", None), "random", False) and getattr(data, "copies", 1) == 1:
             log.info("solver=%s sees training images as they are evaluated: data.augmentation plays no part", name)
 
     def start(self) -> None:

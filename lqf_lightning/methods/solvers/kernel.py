@@ -18,10 +18,12 @@ from lqf_lightning.linear import (
     choose_representation,
     current_reducer,
 )
-from lqf_lightning.methods.solvers.auto_ridge import merged_groups, settle_ridge
+from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, merged_groups, penalized_groups
 from lqf_lightning.methods.solvers.compare_strengths import compare_strengths
 from lqf_lightning.methods.solvers.exact_solver import ExactSolver
 from lqf_lightning.methods.solvers.problem_key import is_same_problem, problem_key
+from lqf_lightning.methods.solvers.relinearize import arrive
+from lqf_lightning.methods.solvers.settle_penalty import settle_penalty
 from lqf_lightning.methods.solvers.tensor_folder import TensorFolder
 from lqf_lightning.methods.solvers.training_images import TrainingImages
 from lqf_lightning.methods.solvers.validation_table import ValidationTable
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _LIMIT = 20_000  # rows of a kernel
 _STEPS, _ENOUGH = 4, 1e-6  # steps that make up for the kernel's rounding, and the relative gradient that will do
+_KEPT = 4  # groups of different ridges that are kept one by one
+_APART = 2  # times `memory_gib` may be taken by kernels that are kept apart
 _PATH_LIMIT = 17_500  # whose eigenvectors fit in the memory that a KernelSpectrum allows itself
 
 
@@ -49,6 +53,8 @@ class KernelSolver(ExactSolver):
         descent: Solution and certificate, from the model itself.
     """
 
+    name = "kernel"
+
     def __init__(self, method: "LQF") -> None:
         super().__init__(method)
         self.factor: DualFactor | None = None
@@ -64,8 +70,12 @@ class KernelSolver(ExactSolver):
             log.info("the checkpoint holds the solution")
             self._key, method.trainer.should_stop = dict(kept), True
             return
-        groups, scales = merged_groups(method)
-        self._tell_size(len(groups))
+        apart = math.isnan(method.ridge) and method.metric == "learned"
+        groups, scales = (penalized_groups(method), None) if apart else merged_groups(method)
+        if apart:
+            self._refuse_memory(len(groups))
+        add_up = not apart and len(groups) > _KEPT  # learned factors are all different
+        self._tell_size(1 if add_up else len(groups))
         watched = self._watched()
         pair = assemble_kernel(
             method.linearized,
@@ -77,11 +87,13 @@ class KernelSolver(ExactSolver):
             budget=int(method.memory_gib * 2**30),
             limit=_LIMIT,
             reducer=current_reducer(),
+            scales=scales if add_up else None,
             store=TensorFolder(method.kernel_folder) if method.kernel_folder else None,
             watch=lambda items: track(items, "kernel"),
         )
         kernel = pair.train
-        settle_ridge(method, self.table, kernel, scales)
+        settle_penalty(method, self.table, kernel, scales)
+        scales = kernel_scales(method) if apart else None if add_up else scales
         if watched is not None and pair.cross is not None:
             method.tradeoff_curve = compare_strengths(method, self.table, watched, (kernel, pair.cross), scales)
         problem = self.table.problem(method)
@@ -134,6 +146,16 @@ class KernelSolver(ExactSolver):
                 "method.tradeoff=null"
             )
 
+    def _refuse_memory(self, groups: int) -> None:
+        rows = self.table.initial.numel()
+        needed = 4 * groups * rows**2 / 2**30
+        if needed > _APART * self.method.memory_gib:
+            raise ValueError(
+                f"to learn its penalty exactly, a kernel of {rows} rows is kept apart for {groups} groups: "
+                f"{needed:.3g} GiB, the limit is {_APART} x memory_gib={self.method.memory_gib}. Set method.solver=cg "
+                f"(which learns on a trace kernel), method.metric=identity, or method.memory_gib={needed / _APART:.2g}"
+            )
+
     def _tell_size(self, groups: int) -> None:
         samples, outputs = self.table.initial.shape
         parameters = sum(delta.numel() for delta in self.method.linearized.deltas.values())
@@ -161,8 +183,8 @@ class KernelSolver(ExactSolver):
         return problem_key(self.method, self.table, "kernel", Metric(self.method.penalty_weights()))
 
     def end_epoch(self) -> None:
-        """Stop: the optimum does not get better."""
-        self.method.trainer.should_stop = True
+        """Stop, as the optimum does not get better, or go on around it."""
+        arrive(self.method, self.start)
 
     def state(self) -> dict[str, Any]:
         """The problem that dw solves.

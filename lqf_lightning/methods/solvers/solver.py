@@ -10,7 +10,7 @@ from lqf_lightning.data import Batch
 if TYPE_CHECKING:
     from lqf_lightning.methods.lqf import LQF
 
-SolverName = Literal["sgd", "cg", "kernel"]
+SolverName = Literal["auto", "sgd", "cg", "kernel"]
 
 
 class Solver:
@@ -20,10 +20,12 @@ class Solver:
         method: The method that is trained.
 
     Attributes:
-        sweeps: How often an epoch goes through the training samples as they are evaluated: in order, without
-            augmentation, unpadded. 0 means ordinary training batches and Lightning's own optimization.
+        name: As in ``method.solver``.
+        sweeps: How often an epoch goes through the training samples as they are evaluated: in order, fixed,
+            unpadded. 0 means ordinary training batches and Lightning's own optimization.
     """
 
+    name: str
     sweeps = 0
 
     def __init__(self, method: "LQF") -> None:

@@ -30,6 +30,8 @@ class StochasticDescent(Solver):
         top_curvature: What directions are divided by.
     """
 
+    name = "sgd"
+
     def __init__(self, method: "LQF") -> None:
         super().__init__(method)
         self.kfac: KFAC | None = None

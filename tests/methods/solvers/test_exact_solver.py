@@ -20,7 +20,7 @@ SOLVERS = pytest.mark.parametrize("solver", ["cg", "kernel"])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "newton"}, r"sgd, cg or kernel, got 'newton'\. Set method\.solver=cg"),
+        ({"solver": "newton"}, r"auto, sgd, cg or kernel, got 'newton'\. Set method\.solver=auto"),
         ({"solver": "cg", "ridge": 0}, r"positive `ridge`, got 0\. Set method\.ridge"),
         ({"solver": "kernel", "ridge": 0.0}, r"positive `ridge`, got 0\.0\. Set method\.ridge"),
         ({"ridge": "best"}, r"got 'best'\. Set method\.ridge=auto"),

@@ -10,7 +10,7 @@ from lqf_lightning.evaluate import evaluate
 from tiny import compose, run_tiny
 
 CG = ("method=lqf_cg", "method.ridge=0.3", "trainer.precision=64-true", "method.tolerance=1e-9")
-KERNEL = ("method=lqf", "method.solver=kernel", "method.ridge=0.3", "trainer.precision=64-true")
+KERNEL = ("method=lqf_sgd", "method.solver=kernel", "method.ridge=0.3", "trainer.precision=64-true")
 
 
 def checkpoint_of(folder, name="last"):
