@@ -6,24 +6,31 @@ Finished cases are kept in the work folder, and an interrupted benchmark goes on
 runs scikit-learn's digits, which need no download.
 
     python benchmarks/accuracy.py [--quick] [--folder NAME=PATH:SIZE[:AUGMENTATION[:SHARE[:CROP]]] ...]
-        [--backbone NAME] [--leaky FILE] [--rows KEY ...] [--shots NAME ...] [--work DIR] [--output FILE]
+        [--backbone NAME] [--leaky FILE] [--rows KEY ...] [--shots NAME ...] [--core NAME ...] [--once NAME ...]
+        [--work DIR] [--output FILE]
 
 The last line printed is one JSON object.
 """
 
 import argparse
+import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from accuracy_figures import claims, mean_error, medians, paired_interval, relative_increase
-from accuracy_plan import EPOCHS, LINEAR, RATES, SHOTS, ImageSet, finetune, image_sets, rows
+from accuracy_plan import DRAWS, EPOCHS, LINEAR, RATES, SHOTS, ImageSet, finetune, image_sets, rows
 from accuracy_runs import answers, drop_checkpoints, run
 from written_report import write_report
 
 
-def tuned(folder: Path, data: ImageSet, shared: list[str], seeds: int, quick: bool) -> list[dict[str, Any]]:
-    """Fine-tune with every learning rate, choose by validation accuracy, then run the other seeds."""
+def tuned(
+    folder: Path, data: ImageSet, shared: list[str], seeds: int, quick: bool, *, few: bool = False
+) -> list[dict[str, Any]]:
+    """Fine-tune with every learning rate, choose by validation accuracy, then run the other seeds.
+
+    With few images three rates at twice the epochs, else four, and then twice the epochs for the best.
+    """
 
     def at(rate: float, epochs: int, seed: int) -> dict[str, Any]:
         case = folder / "finetune" / f"lr{rate:g}_e{epochs}" / f"seed{seed}"
@@ -34,10 +41,11 @@ def tuned(folder: Path, data: ImageSet, shared: list[str], seeds: int, quick: bo
     def quality(found: dict[str, Any]) -> tuple[float, float]:
         return found["val/acc"], -found["val/loss"]
 
-    epochs = 1 if quick else EPOCHS
-    tried = [at(rate, epochs, 0) for rate in (RATES[:1] if quick else RATES)]
+    epochs = 1 if quick else EPOCHS * (2 if few else 1)
+    rates = RATES[1:] if few else RATES
+    tried = [at(rate, epochs, 0) for rate in (rates[:1] if quick else rates)]
     best = max(tried, key=quality)
-    if not quick:
+    if not (quick or few):
         tried.append(at(best["rate"], 2 * epochs, 0))
         best = max(best, tried[-1], key=quality)
     found = [best, *(at(best["rate"], best["epochs"], seed) for seed in range(1, seeds))]
@@ -56,7 +64,7 @@ def row_of(found: list[dict[str, Any]], baseline: float) -> dict[str, Any]:
 
 def measure(folder: Path, data: ImageSet, options: argparse.Namespace, shared: list[str]) -> dict[str, Any]:
     """All rows on one image set."""
-    seeds = 1 if options.quick else options.seeds
+    seeds = 1 if options.quick or data.name in options.once else options.seeds
     baseline = tuned(folder, data, shared, seeds, options.quick)
     error = mean_error(baseline)
     table = {"finetune": row_of(baseline, error)}
@@ -66,7 +74,7 @@ def measure(folder: Path, data: ImageSet, options: argparse.Namespace, shared: l
         if options.rows and key not in options.rows:
             continue
         extra = ["trainer.max_epochs=1"] if options.quick else []
-        extra += [f"data/augmentation={data.augmentation}"] if row.stochastic else []
+        extra += [f"data/augmentation={data.augmentation}"] if row.augmented else []
         found, folders = [], [folder / key / f"seed{seed}" for seed in range(min(row.seeds, seeds))]
         for seed, case in enumerate(folders):
             overrides = [*data.data, *shared, *row.overrides, *extra, f"seed={seed}"]
@@ -77,11 +85,26 @@ def measure(folder: Path, data: ImageSet, options: argparse.Namespace, shared: l
             probes = [each | {"test/acc": each["test/linear_probe_acc"]} for each in found]
             table["probe"] = row_of(probes, error) | {"name": "linear probe", "seconds": 0.0}
             loo = {name: found[0][name] for name in ("train/loo_acc", "train/probe_loo_acc") if name in found[0]}
+            loo |= json.loads((folders[0] / "outlook.json").read_text()) if loo else {}
         print(data.name, key, table[key], flush=True)
+    if data.name in options.core:
+        both = around_core(folder / "core", data, shared, options.quick)
+        table["core"] = row_of([both], error) | {"name": "LQF around a core", "core": 100 * (1 - both["core/test/acc"])}
     against = {
         key: paired_interval(known["learned"], known[key]) for key in ("head", "gaf") if {key, "learned"} <= set(known)
     }
     return {"rows": table, "against": against, "leave_one_out": loo}
+
+
+def around_core(folder: Path, data: ImageSet, shared: list[str], quick: bool) -> dict[str, Any]:
+    """LQF on all images, around weights that were fine-tuned on half of them: judged by the others' leave-one-out."""
+    half = [*data.data, *shared, "data.core={fraction:0.5,seed:0}", "seed=0"]
+    steps = finetune(0.01, 1 if quick else 8, data)
+    first = run(folder / "first", [*half, "data.part=core", *steps])
+    weights = f"backbone.weights={folder / 'first' / 'checkpoints' / 'last.ckpt'}"
+    found = run(folder / "seed0", [*half, *LINEAR, weights])
+    drop_checkpoints(folder / "seed0")
+    return found | {"core/test/acc": first["test/acc"], "time/fit_s": found["time/fit_s"] + first["time/fit_s"]}
 
 
 def few_shots(folder: Path, data: ImageSet, shared: list[str], quick: bool) -> dict[str, Any]:
@@ -90,7 +113,7 @@ def few_shots(folder: Path, data: ImageSet, shared: list[str], quick: bool) -> d
     for number in SHOTS[:1] if quick else SHOTS:
         few = [*shared, f"data.shots={number}"]
         place = folder / f"shots{number}"
-        drawn = [[f"data.subset_seed={seed}", f"seed={seed}"] for seed in range(1 if quick else 3)]
+        drawn = [[f"data.subset_seed={seed}", f"seed={seed}"] for seed in range(1 if quick else DRAWS)]
         entry: dict[str, Any] = {}
         for key, overrides in (("learned", LINEAR), ("head", (*LINEAR, "method.layers=[head]"))):
             found = []
@@ -100,7 +123,10 @@ def few_shots(folder: Path, data: ImageSet, shared: list[str], quick: bool) -> d
                 drop_checkpoints(case)
             entry[key] = mean_error(found)
             entry[f"{key}_seconds"] = statistics.fmean(each["time/fit_s"] for each in found)
-        tuning = [tuned(place / f"draw{seed}", data, [*few, draw[0]], 1, quick)[0] for seed, draw in enumerate(drawn)]
+        tuning = [
+            tuned(place / f"draw{seed}", data, [*few, draw[0]], 1, quick, few=True)[0]
+            for seed, draw in enumerate(drawn)
+        ]
         entry["finetune"] = mean_error(tuning)
         entry["finetune_seconds"] = statistics.fmean(each["search_seconds"] for each in tuning)
         result[str(number)] = entry
@@ -119,6 +145,8 @@ def main() -> None:
     parser.add_argument("--leaky", type=Path, help="weights that lqf-adapt has written for it")
     parser.add_argument("--rows", nargs="*", default=[], help="only these rows")
     parser.add_argument("--shots", nargs="*", default=[], help="sets that are measured with few shots as well")
+    parser.add_argument("--core", nargs="*", default=[], help="sets where half of the images are fine-tuned on first")
+    parser.add_argument("--once", nargs="*", default=[], help="sets with one seed for every row")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--output", type=Path, help="also write the JSON there")

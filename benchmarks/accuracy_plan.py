@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 RATES = (0.001, 0.003, 0.01, 0.03)  # of fine-tuning, the best by validation accuracy
-SHOTS = (1, 5, 10, 20)
+SHOTS, DRAWS = (1, 5, 10), 2  # images per class, and how often they are drawn
 EPOCHS = 15
 LINEAR = ("method=lqf", "trainer.max_epochs=20")
 
@@ -34,14 +34,14 @@ class Row:
         name: For the table.
         overrides: Of Hydra.
         seeds: How many seeds it gets.
-        stochastic: Whether it trains on augmented images.
+        augmented: Whether it trains on augmented images.
         observe: Callbacks beside the learning curves.
     """
 
     name: str
     overrides: tuple[str, ...]
     seeds: int = 1
-    stochastic: bool = False
+    augmented: bool = False
     observe: tuple[str, ...] = field(default=())
 
 
@@ -82,10 +82,13 @@ def rows(leaky: Path | None) -> Mapping[str, Row]:
         "learned": Row("LQF, learned penalty", LINEAR, 3, observe=("linear_probe", "learned_penalty")),
         "head": Row("LQF, head only", (*LINEAR, "method.layers=[head]"), 3),
         "identity": Row("LQF, one ridge", (*LINEAR, "method.metric=identity", "method.acceleration=trace")),
-        "gaf": Row("plain linearization (GaF)", (*sgd, *plain, "method.loss=cross_entropy"), 1, stochastic=True),
-        "recipe": Row("LQF, published recipe", sgd, 1, stochastic=True),
-        "no_kfac": Row("published recipe without K-FAC", (*sgd, *plain), 1, stochastic=True),
-        "cross_entropy": Row("published recipe, cross-entropy", (*sgd, "method.loss=cross_entropy"), 1, True),
+        "gaf": Row("plain linearization (GaF)", (*sgd, *plain, "method.loss=cross_entropy"), augmented=True),
+        "recipe": Row("LQF, published recipe", sgd, augmented=True),
+        "no_kfac": Row("published recipe without K-FAC", (*sgd, *plain), augmented=True),
+        "block": Row("LQF, penalty by block", (*LINEAR, "method.penalty_by=block")),
+        "relinearized": Row("LQF, two more expansions", (*LINEAR[:1], "trainer.max_epochs=60", "method.relinearize=2")),
+        "copies": Row("LQF, three copies", (*LINEAR, "data.copies=3"), augmented=True),
+        "cross_entropy": Row("published recipe, cross-entropy", (*sgd, "method.loss=cross_entropy"), augmented=True),
     }
     if leaky is not None:
         options = ("backbone.leaky_slope=0.1", f"backbone.weights={leaky.absolute()}")

@@ -13,7 +13,9 @@ _ORDER = (
 def accuracy(report: dict[str, Any]) -> str:
     """Test error by method and image set, and the price of training."""
     sets = report["sets"]
-    names = {key: row.get("name", "fine-tuning, tuned") for entry in sets.values() for key, row in entry["rows"].items()}
+    names = {
+        key: row.get("name", "fine-tuning, tuned") for entry in sets.values() for key, row in entry["rows"].items()
+    }
     body = []
     for key in (key for key in _ORDER if key in names):
         cells, minutes = [], []
@@ -40,7 +42,7 @@ def shots(report: dict[str, Any]) -> str:
     return rows([*header, "seconds, LQF", "seconds, fine-tuning with its search"], body)
 
 
-def leave_one_out_outlook(report: dict[str, Any]) -> str:
+def outlook(report: dict[str, Any]) -> str:
     """What leave-one-out says beforehand, and what the test set says afterwards."""
     body = []
     for name, entry in report["sets"].items():

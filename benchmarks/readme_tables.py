@@ -10,22 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from readme_accuracy_tables import accuracy, adapt, outlook, second_order, shots
 from readme_cells import percent, rows
 from readme_forget_tables import forget, forget_read_outs, mixed_privacy
 from readme_sample_tables import label_errors, summarize, training_time, unique_information
 
 ROOT = Path(__file__).parent.parent
-
-
-def accuracy(report: dict[str, Any]) -> str:
-    """Test accuracy by network and data set."""
-    body = []
-    for case, by_method in report["cases"].items():
-        backbone, data = case.split("/")
-        values = [by_method["lqf"]["probe_test_acc"], by_method["lqf"]["test_acc"], by_method["finetune"]["test_acc"]]
-        best = max(values)
-        body.append([data, backbone, *(f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in values)])
-    return rows(["data", "backbone", "linear probe", "LQF", "fine-tuning"], body)
 
 
 def step_cost(report: dict[str, Any]) -> str:
@@ -183,8 +173,12 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "forget": forget,
     "forget_read_outs": forget_read_outs,
     "mixed_privacy": mixed_privacy,
+    "outlook": outlook,
+    "shots": shots,
+    "adapt": adapt,
+    "second_order": second_order,
 }
-SOURCES = {"forget_read_outs": "forget"}  # the others are named after their results
+SOURCES = {"forget_read_outs": "forget", "outlook": "accuracy", "shots": "accuracy"}  # others are named after results
 
 
 def render(text: str) -> str:

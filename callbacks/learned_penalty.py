@@ -29,7 +29,7 @@ class LearnedPenalty(Callback):
     The penalty has been settled by then, and nothing that training does changes it. Every epoch reports
     ``train/loo_acc`` and ``train/loo_loss``, leave-one-out accuracy and objective at the penalty that was kept, and
     ``train/probe_loo_acc``, the accuracy of the linear probe, where it is known. A run that has learned no penalty,
-    because its ridge was given or it was resumed, says so and goes on.
+    because its ridge was given, it was resumed or no class has two images, says so and goes on.
 
     Attributes:
         written: Whether this run has learned a penalty, and it has been written.
@@ -156,7 +156,10 @@ def _draw_layers(axes: Axes, table: pd.DataFrame) -> None:
 
 def _penalty_of(module: LightningModule) -> learned_penalty.LearnedPenalty | None:
     penalty = getattr(module, "learned_penalty", None)
-    return penalty if isinstance(penalty, learned_penalty.LearnedPenalty) else None
+    if not isinstance(penalty, learned_penalty.LearnedPenalty):
+        return None
+    # Where no class has two images nothing could judge: what was taken instead tells nothing about layers.
+    return None if math.isnan(float(penalty.loss[penalty.step])) else penalty
 
 
 def _probe_of(module: LightningModule) -> float:
@@ -175,6 +178,6 @@ def _say_that_there_is_none(file: Path) -> None:
     kept = f"; {file} is that of an earlier start" if file.exists() else ""
     log.info(
         "no learned penalty: this start has learned none. Set method=lqf with method.metric=learned and "
-        "method.ridge=auto for one%s",
+        "method.ridge=auto for one, and give two training images of a class at least%s",
         kept,
     )

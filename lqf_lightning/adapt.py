@@ -16,6 +16,7 @@ from lqf_lightning.adapted_file import choose_output, usage, verdict, write_adap
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.backbones.library import find_architecture
 from lqf_lightning.backbones.published_head import PublishedHead, published_head
+from lqf_lightning.backbones.told_slope import told_slope
 from lqf_lightning.data import ImageDataModule
 from lqf_lightning.data.unlabeled_images import UnlabeledImages
 from lqf_lightning.methods.realign import Realign
@@ -87,11 +88,18 @@ def build_adaptation(config: DictConfig) -> tuple[UnlabeledImages, Realign, Publ
 
 
 def _refuse(config: DictConfig) -> None:
-    backbone, data = config.backbone, config.data
+    backbone, data, slope = config.backbone, config.data, config.slope
+    if not (isinstance(slope, int | float) and not isinstance(slope, bool) and 0 <= slope <= 1):
+        raise ValueError(f"`slope` of the leaky activations must be a number in [0, 1], got {slope}. Set slope=0.1")
     if backbone.weights is None:
         raise ValueError(
             "backbone.weights=null draws a network at random, which has nothing to be re-aligned with. Set "
             "backbone.weights=default, package or FILE"
+        )
+    if (told := told_slope(backbone.weights)) is not None:
+        raise ValueError(
+            f"backbone.weights={backbone.weights} is of a network that is leaky already, of slope {told}. Set "
+            "backbone.weights to those of the network as published"
         )
     changed = {name: backbone.get(name, plain) for name, plain in _PLAIN.items() if backbone.get(name, plain) != plain}
     if changed:

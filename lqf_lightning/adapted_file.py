@@ -3,6 +3,7 @@
 import json
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import safetensors.torch
@@ -28,14 +29,22 @@ def choose_output(config: DictConfig, folder: Path) -> Path:
         The file, absolute.
 
     Raises:
-        ValueError: It has another ending than ``.safetensors``.
-        FileExistsError: It exists, and ``overwrite=true`` is not set.
+        ValueError: It has another ending than ``.safetensors``, or its folder cannot be written to.
+        FileExistsError: It exists, and ``overwrite=true`` is not set or it is a folder.
     """
     output = Path(config.output or folder / "leaky.safetensors").expanduser().absolute()
     if output.suffix != ".safetensors":
         raise ValueError(f"`output` must end in .safetensors, got {output}. Set output={output.stem}.safetensors")
+    if output.is_dir():
+        raise FileExistsError(f"{output} is a folder. Set output=FILE.safetensors to write elsewhere")
     if output.exists() and not config.overwrite:
         raise FileExistsError(f"{output} exists. Set overwrite=true, or output=FILE.safetensors to write elsewhere")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write to {output.parent}: {error}. Set output=FILE.safetensors elsewhere") from error
     return output
 
 
@@ -66,7 +75,6 @@ def write_adapted(
     state = {name: tensor.detach().cpu() for name, tensor in network.model.state_dict().items()}
     if not head.outputs:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{network.head}.")}
-    output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(output.name + ".partial")
     # Cloned, since safetensors refuses tensors that share their storage.
     whole = {name: tensor.clone().contiguous() for name, tensor in state.items()}
@@ -102,6 +110,7 @@ def _metadata(
         "part": "student",
         "method": "lqf_lightning.methods.realign.Realign",
         "adapted_from": network.weights,
+        "weights": str(backbone.weights),  # whose run tells which labels they have seen
         "data": source,
         "images": {"train": len(images.train), "held_out": len(images.held_out)},
         "steps": steps,

@@ -16,8 +16,9 @@ _SAME_TEACHER = tuple(
 )
 _SAME_LABELS = (
     "data.label_fraction", "data.labels_per_class", "data.label_seed", "data.subset", "data.weights", "data.core",
-    "data.part",
+    "data.part", "data.copies",
 )  # fmt: skip
+_SAME_NETWORK = ("backbone.leaky_slope", "backbone.pooling", "backbone.pooling_width")
 
 
 def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
@@ -52,11 +53,11 @@ def checkpoint_to_resume(config: DictConfig, folder: Path) -> Path | None:
 
 
 def _refuse_other_run(config: DictConfig, folder: Path) -> None:
-    # Half a run with one teacher, or with some labels or samples, and half with others is neither.
+    # Half a run with one teacher or activation, or with some labels or samples, and half with others is neither.
     if not (folder / "config.yaml").exists():
         return
     earlier = OmegaConf.load(folder / "config.yaml")
-    for key in (*_SAME, *_SAME_TEACHER, *_SAME_LABELS):
+    for key in (*_SAME, *_SAME_TEACHER, *_SAME_LABELS, *_SAME_NETWORK):
         group, _, name = key.rpartition(".")
         if key not in _SAME and name not in (OmegaConf.select(earlier, group) or {}):
             continue  # written by an earlier version

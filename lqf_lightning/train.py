@@ -27,7 +27,7 @@ from lqf_lightning.sample_files import keep_sample_files, refuse_changed_files
 from lqf_lightning.starting_head import forget_head, give_head, resumed_head
 from lqf_lightning.summary import keep_outlook, print_summary
 from lqf_lightning.sync_batch_norm import TimmSyncBatchNorm
-from lqf_lightning.weights_origin import note_seen_labels, warn_of_seen_images
+from lqf_lightning.weights_origin import note_seen_labels, refuse_slope_of_run, warn_of_seen_images
 
 _MODULE = "lqf_lightning.train"
 _BACKBONE = "lqf_lightning.backbones.create_backbone"
@@ -95,6 +95,7 @@ def build_method(config: DictConfig) -> tuple[ImageDataModule, Method]:
     data.prepare_data()
     data.setup()
     weights = OmegaConf.select(config, "backbone.weights")
+    refuse_slope_of_run(weights, config.backbone.get("leaky_slope"))
     warn_of_seen_images(weights, data)
     ours = config.backbone.get("_target_") == _BACKBONE  # others need not know which head belongs to which classes
     known = {"classes": data.classes} if ours else {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
+from lqf_lightning.backbones.told_slope import told_facts
 from lqf_lightning.data import ImageDataModule, Manifest
 from lqf_lightning.data.seen_in_training import manifest_behind, seen_in_training, seen_labels
 from lqf_lightning.fitted_head import FILE, FittedHead
@@ -22,7 +23,15 @@ def note_seen_labels(weights: str | None, head: frozenset[str], data: ImageDataM
         head: Hashes of the images that the head was fitted to.
         data: The data module, set up; `seen_by_weights` is set.
     """
-    data.seen_by_weights = seen_labels(data.manifest, contents_behind(weights) | head)
+    behind = contents_behind(weights)
+    if not behind and "classes" in told_facts(weights):
+        rank_zero_only(log.warning)(
+            "backbone.weights=%s was trained with labels, but the run that did it is not beside it: whether these "
+            "training images are among them is unknown, and what rests on leaving them out may be wrong. Keep the file "
+            "in the folder of its run, beside manifest.parquet",
+            weights,
+        )
+    data.seen_by_weights = seen_labels(data.manifest, behind | head)
     if data.seen_by_weights is None:
         return
     used = data.manifest.rows("train")["index"].to_numpy(copy=True)
@@ -58,6 +67,28 @@ def contents_behind(weights: str | None, known: frozenset[Path] = frozenset()) -
     if OmegaConf.select(config, "method._target_") in _WITHOUT_LABELS:
         return earlier
     return earlier | frozenset(Manifest.read(manifest).rows("train")["sha"])
+
+
+def refuse_slope_of_run(weights: str | None, slope: float | None) -> None:
+    """Check that a checkpoint of a run is used with the leaky activations that it was trained with.
+
+    Args:
+        weights: The option ``backbone.weights``; files of weights tell their slope themselves.
+        slope: The option ``backbone.leaky_slope``.
+
+    Raises:
+        ValueError: The run had another slope.
+    """
+    manifest = manifest_behind(weights)
+    if manifest is None or not (written := manifest.parent / "config.yaml").is_file() or told_facts(weights):
+        return
+    trained = OmegaConf.select(OmegaConf.load(written), "backbone.leaky_slope")
+    if trained is not None and trained != slope:
+        raise ValueError(
+            f"backbone.weights={weights} comes from a run with leaky activations of slope {trained}, got "
+            f"backbone.leaky_slope={'null' if slope is None else slope}: with it they compute another function. Set "
+            f"backbone.leaky_slope={trained}"
+        )
 
 
 @rank_zero_only

@@ -55,7 +55,7 @@ def run(folder, root, weights, *overrides):
 def told(path):
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-    plain = {"format", "architecture", "library", "part", "method", "adapted_from", "lqf_lightning"}
+    plain = {"weights", "format", "architecture", "library", "part", "method", "adapted_from", "lqf_lightning"}
     return {name: value if name in plain else json.loads(value) for name, value in metadata.items()}
 
 
@@ -75,6 +75,7 @@ def test_the_file_says_what_it_is_and_where_it_comes_from(adapted, published, fo
     facts = told(adapted)
     assert (facts["architecture"], facts["library"], facts["leaky_slope"]) == ("test_resnet", "timm", 0.1)
     assert facts["adapted_from"].startswith(f"file {published} (sha256 ")
+    assert facts["weights"] == str(published)
     assert facts["data"]["root"] == str(folder_of_shapes)
     assert facts["images"] == {"train": 18, "held_out": 6}
     assert facts["steps"] == STEPS * EPOCHS
@@ -207,7 +208,12 @@ def test_an_existing_file_is_not_overwritten_unasked(adapted, published, folder_
         (["backbone.fold_batch_norm=true"], r"Set backbone\.fold_batch_norm=false"),
         (["data.shots=2"], r"chooses images by their labels.*Set data\.shots=null"),
         (["output=net.pt"], r"must end in \.safetensors, got .*net\.pt\. Set output=net\.safetensors"),
-        (["slope=1.5"], r"leaky_slope=1\.5, expected a number in \[0, 1\]"),
+        (["slope=1.5"], r"`slope` .*must be a number in \[0, 1\], got 1\.5\. Set slope=0\.1"),
+        (["slope=null"], r"got None\. Set slope=0\.1"),
+        (
+            ["output=/dev/null/leaky.safetensors"],
+            r"cannot write to /dev/null: .*Set output=FILE\.safetensors",
+        ),
         (["data.batch_size=1"], r"less than two images each.*Set data\.batch_size=32"),
         (["data.batch_size=23"], r"18 training images, labeled or not, are fewer than data\.batch_size=23"),
     ],
@@ -216,6 +222,21 @@ def test_what_cannot_be_is_answered_with_the_override(published, folder_of_shape
     with pytest.raises(ValueError, match=complaint):
         run(tmp_path, folder_of_shapes, published, *overrides)
     assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "checkpoints").exists()  # nothing was trained
+
+
+def test_a_network_that_is_leaky_already_is_not_swapped_again(adapted, folder_of_shapes, tmp_path):
+    for slope in ("null", "0.1"):
+        with pytest.raises(ValueError, match=r"leaky already, of slope 0\.1\. Set backbone\.weights to those of the"):
+            run(
+                tmp_path, folder_of_shapes, adapted, f"backbone.leaky_slope={slope}", f"output={tmp_path}/a.safetensors"
+            )
+
+
+def test_a_folder_is_not_overwritten(published, folder_of_shapes, tmp_path):
+    (tmp_path / "net.safetensors").mkdir()
+    with pytest.raises(FileExistsError, match=r"net\.safetensors is a folder\. Set output=FILE\.safetensors"):
+        run(tmp_path, folder_of_shapes, published, f"output={tmp_path}/net.safetensors", "overwrite=true")
 
 
 def test_an_adaptation_that_did_not_help_is_said_to_have_not():

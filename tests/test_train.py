@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from lqf_lightning.resume import checkpoint_to_resume
 from lqf_lightning.run_folder import newest_checkpoint
 from lqf_lightning.train import score
 from tiny import CLASSES, compose, run_tiny, tiny_overrides
@@ -188,6 +189,23 @@ def test_half_a_run_is_not_continued_with_another_teacher_or_other_labels(
     for how in ([], [f"ckpt_path={tmp_path}/checkpoints/last.ckpt"]):
         with pytest.raises(ValueError, match=key + ".*cannot go on.*ckpt_path=null"):
             run_tiny(tmp_path, folder_of_shapes, *short, *second, *how)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("data.copies=2", "data.copies=3"),
+        ("backbone.leaky_slope=0.1", "backbone.leaky_slope=null"),
+        ("backbone.pooling=both", "backbone.pooling=average"),
+    ],
+)
+def test_half_a_run_is_not_continued_with_another_network_or_other_copies(first, second, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({}, tmp_path / "checkpoints" / "last.ckpt")
+    OmegaConf.save(compose(first), tmp_path / "config.yaml")
+    config = compose(second, f"ckpt_path={tmp_path}/checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match=f"{first}, which cannot go on with .*ckpt_path=null"):
+        checkpoint_to_resume(config, tmp_path)
 
 
 def test_lightnings_overfitting_on_a_few_batches_is_refused(tmp_path, folder_of_shapes):

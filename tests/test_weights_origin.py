@@ -2,12 +2,13 @@ import logging
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 
 from lqf_lightning.data import FolderSource, ImageDataModule, Manifest
 from lqf_lightning.fitted_head import FILE, fit_probe
 from lqf_lightning.train import build_method
-from lqf_lightning.weights_origin import contents_behind, manifest_behind, warn_of_seen_images
+from lqf_lightning.weights_origin import contents_behind, manifest_behind, note_seen_labels, warn_of_seen_images
 from tiny import compose, run_tiny, tiny_overrides, write_shapes
 
 BRIEF = ["method=finetune", "callbacks=[]", "trainer.max_epochs=1", "test=false"]
@@ -151,6 +152,44 @@ def test_training_without_labels_knows_none(run, tmp_path, method, known):
     shutil.copy(run / "manifest.parquet", tmp_path)
     (tmp_path / "config.yaml").write_text(f"method: {{_target_: lqf_lightning.methods.{method}}}\n")
     assert bool(contents_behind(f"{tmp_path}/checkpoints/last.ckpt")) is known
+
+
+def adapted(path, weights):
+    """A file as `lqf-adapt` leaves it, of a network that has learned from labels."""
+    told = {"lqf_lightning": "1", "classes": '["a"]', "weights": str(weights), "leaky_slope": "0.1"}
+    safetensors.torch.save_file({"fc.weight": torch.zeros(1)}, path, told)
+    return str(path)
+
+
+def test_an_adapted_network_knows_what_its_original_knew(run, images, tmp_path, caplog):
+    weights = adapted(tmp_path / "leaky.safetensors", run / "checkpoints" / "last.ckpt")
+    assert manifest_behind(weights) == run / "manifest.parquet"
+    assert contents_behind(weights) == frozenset(Manifest.read(run / "manifest.parquet").rows("train")["sha"])
+    assert manifest_behind(adapted(tmp_path / "leaky.safetensors", "default")) is None
+    assert not warnings_in(caplog)
+
+
+def test_weights_whose_run_is_not_to_be_found_are_said_to_be(run, images, tmp_path, caplog):
+    data = data_of(images)
+    note_seen_labels(adapted(tmp_path / "leaky.safetensors", tmp_path / "gone.ckpt"), frozenset(), data)
+    (text,) = warnings_in(caplog)
+    assert "whether these training images are among them is unknown" in text
+    assert data.seen_by_weights is None
+
+
+@pytest.mark.parametrize(("slope", "fits"), [("0.1", True), ("0.2", False), ("null", False)])
+def test_a_leaky_run_is_gone_on_with_by_its_slope_alone(slope, fits, run, images, tmp_path):
+    shutil.copy(run / "manifest.parquet", tmp_path)
+    (tmp_path / "config.yaml").write_text("backbone: {leaky_slope: 0.1}\n")
+    weights = f"backbone.weights={tmp_path}/checkpoints/last.ckpt"
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "checkpoints")
+    config = compose(*tiny_overrides(images), "method=finetune", weights, f"backbone.leaky_slope={slope}")
+    if fits:
+        assert build_method(config)
+        return
+    with pytest.raises(ValueError, match=rf"slope 0\.1, got backbone\.leaky_slope={slope}.*leaky_slope=0\.1"):
+        build_method(config)
 
 
 def test_a_run_that_began_at_itself_is_looked_at_once(run, tmp_path):

@@ -9,6 +9,7 @@ import torch
 
 from lqf_lightning.backbones import Backbone
 from lqf_lightning.methods import LQF, Finetune, Method
+from lqf_lightning.methods.lqf_refusals import refuse_expansions
 
 
 def linear_twin(method: Method, start: Backbone | None = None, *, intercept: bool = True) -> LQF:
@@ -104,10 +105,11 @@ def _refuse_lqf(method: LQF) -> None:
         raise ValueError(
             f"per-sample analysis of lqf is for the squared loss, got loss={options['loss']!r}. Set method.loss=squared"
         )
-    if options["metric"] != "identity":
+    if options["metric"] == "kfac":
         raise ValueError(
-            f"per-sample analysis works with a penalty by layer groups, got metric={options['metric']!r}. Set "
-            "method.metric=identity"
+            "per-sample analysis works with a penalty by layer groups, got metric='kfac'. Set method.metric=identity, "
+            "or learned"
         )
+    refuse_expansions(method.relinearize, method.expansions, "numbers about single samples")
     if method.ridge == 0:
         raise ValueError("without a penalty the optimum is not unique: method.ridge=0. Set method.ridge=1e-3")

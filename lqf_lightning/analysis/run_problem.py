@@ -162,6 +162,8 @@ def problem_of_run(
         twin = linear_twin(method, start, intercept=intercept)
         table = TrainingTable.collect(twin)
         chosen = _choose(form, table, largest)
+        if settle and twin.metric == "learned" and chosen != "full":
+            settle_penalty(twin, table)  # by a surrogate, which sets some tensors apart
         groups, scales = _groups(twin, chosen, _rows(chosen, table))
         loader: Any = twin.solver.data_module().val_dataloader() if validation else []
         held_out, own = _held_out(twin, loader) if len(loader) else (None, table.own_index[:0])

@@ -68,7 +68,10 @@ def scrub_linear(
     if solver not in ("auto", "newton", "kernel"):
         raise ValueError(f"`solver` must be auto, newton or kernel, got {solver!r}. Set solver=auto")
     if method.hparams["ridge"] == "auto":
-        log.info("ridge=%.4g is kept: it was chosen when the samples to forget still had a say", method.ridge)
+        learned = " with its factors by layer group" if method.hparams["metric"] == "learned" else ""
+        log.info(
+            "ridge=%.4g%s is kept: it was chosen when the samples to forget still had a say", method.ridge, learned
+        )
     rule = StoppingRule(method.tolerance if tolerance is distance is None else tolerance, distance)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         chosen = by_kernel(method, solver, kernel)

@@ -10,6 +10,7 @@ from torch import Tensor
 from lqf_lightning.analysis.counted_passes import CountedPasses
 from lqf_lightning.linear import Certificate
 from lqf_lightning.methods import LQF
+from lqf_lightning.methods.lqf_refusals import refuse_expansions
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,12 @@ def refuse_linear(method: LQF) -> None:
     if options["loss"] != "squared":
         raise ValueError(f"an exact scrub is for the squared loss, got loss={options['loss']!r}: train with "
                          "method.loss=squared")  # fmt: skip
-    if options["metric"] != "identity":
+    if options["metric"] == "kfac":
         raise ValueError(
-            f"with metric={options['metric']!r} the penalty itself is made of the training samples, those to forget "
-            "included: train with method.metric=identity, and method.group_ridge for a penalty by layer groups"
+            "with metric='kfac' the penalty itself is made of the training samples, those to forget included: train "
+            "with method.metric=identity or learned, for a penalty by layer groups"
         )
+    refuse_expansions(method.relinearize, method.expansions, "certificates of forgetting")
     if method.matching is not None:
         raise ValueError(
             "the method matches a reference, whose answers may come from the samples to forget: train without, "

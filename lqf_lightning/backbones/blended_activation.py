@@ -53,7 +53,8 @@ def blend_activations(original: nn.Module, swapped: nn.Module) -> list[BlendedAc
     Returns:
         The mixtures, with the share 1: the network computes what it did.
     """
-    before, mixtures = dict(original.named_modules()), []
+    # A module that stands in several places has been swapped in each of them.
+    before, mixtures = dict(original.named_modules(remove_duplicate=False)), []
     for name, leaky in list(swapped.named_modules()):
         if isinstance(leaky, nn.LeakyReLU) and not isinstance(before[name], nn.LeakyReLU):
             mixed = BlendedActivation(_pure(before[name]), _pure(leaky))

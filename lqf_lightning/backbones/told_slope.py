@@ -40,13 +40,22 @@ def told_slope(weights: Any) -> float | None:
     Returns:
         The slope, or None if the file does not exist, is none of ours or is of a network as published.
     """
+    told = told_facts(weights)
+    return float(json.loads(told["leaky_slope"])) if "leaky_slope" in told else None
+
+
+def told_facts(weights: Any) -> dict[str, str]:
+    """What a file that ``lqf-export`` or ``lqf-adapt`` wrote says of itself.
+
+    Args:
+        weights: The option ``backbone.weights``; anything but the path of a ``.safetensors`` file says nothing.
+
+    Returns:
+        Its metadata; empty if the file does not exist or is none of ours.
+    """
     path = Path(str(weights)).expanduser()
     if path.suffix != ".safetensors" or not path.is_file():
-        return None
-    told = _metadata(path)
-    return float(json.loads(told["leaky_slope"])) if {"lqf_lightning", "leaky_slope"} <= told.keys() else None
-
-
-def _metadata(path: Path) -> dict[str, str]:
+        return {}
     with safe_open(path, "pt") as file:
-        return file.metadata() or {}
+        told: dict[str, str] = file.metadata() or {}
+    return told if "lqf_lightning" in told else {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lqf_lightning.backbones.run_checkpoint import split_part
+from lqf_lightning.backbones.told_slope import told_facts
 from lqf_lightning.data.manifest import Manifest
 
 
@@ -53,9 +54,13 @@ def manifest_behind(weights: str | None) -> Path | None:
             wrote into the run's folder, or any other value of ``backbone.weights``.
 
     Returns:
-        ``RUN/manifest.parquet``, or None if there is none beside the weights.
+        ``RUN/manifest.parquet``, or None if there is none beside the weights, nor beside those that ``lqf-adapt`` has
+        made them from.
     """
     path, _ = split_part(Path(weights or ""))
     folder = {".ckpt": path.parent.parent, ".safetensors": path.parent}.get(path.suffix)
     manifest = None if folder is None else folder / "manifest.parquet"
-    return manifest if manifest is not None and manifest.is_file() else None
+    if manifest is not None and manifest.is_file():
+        return manifest
+    adapted = told_facts(path).get("weights")
+    return None if adapted is None else manifest_behind(adapted)

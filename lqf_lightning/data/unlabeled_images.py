@@ -41,7 +41,8 @@ class UnlabeledImages(LightningDataModule):
         self._sets = data._sets  # with their cache
         rows = data.manifest.training_rows()
         lots = draw_lots(rows["path"], seed, "held_out")
-        chosen = choose_lowest(lots, max(1, round(held_out * len(rows))))
+        # One image has no spread that an error could be relative to.
+        chosen = choose_lowest(lots, max(2, round(held_out * len(rows))))
         # The rest is shuffled by the same lots, so that a prefix of it is a fair sample.
         rest = np.setdiff1d(np.arange(len(rows)), chosen)
         rest = rest[np.argsort(lots[rest], kind="stable")]

@@ -56,8 +56,11 @@ def _statistics(method: Method) -> str:
 def _choices(method: Method, run: DictConfig, compared: bool) -> str:
     chosen = []
     if OmegaConf.select(run, "method.ridge") == "auto":
+        factors = " and its factors by layer group" if OmegaConf.select(run, "method.metric") == "learned" else ""
         chosen.append(
-            f"the ridge ({method.ridge:.3g}), by leave-one-out on all samples" if isinstance(method, LQF) else ""
+            f"the ridge ({method.ridge:.3g}){factors}, by leave-one-out on all samples"
+            if isinstance(method, LQF)
+            else ""
         )
     if compared and not getattr(method, "sweeps", 0):
         chosen.append("the epoch, where the best checkpoint on validation data was taken")

@@ -31,6 +31,7 @@ class LearnedPenalty:
         scales: s_g, inverse penalty weights by group of the kernel, so normalized that the mean diagonal of the kernel
             stays, :math:`\sum_g s_g d_g = \sum_g d_g`. 1 for groups without a part in the outputs.
         ridge: lambda of the sum form.
+        relative_ridge: The same in terms of the mean diagonal of the weighted kernel.
         temperature: By which held-out predictions were divided; infinite if no penalty tried beats guessing, 1 for
             "press".
         loss: Held-out loss by step (steps,): nats per sample, or the mean squared residual; infinite where the system
@@ -42,6 +43,7 @@ class LearnedPenalty:
 
     scales: dict[str, float]
     ridge: float
+    relative_ridge: float
     temperature: float
     loss: Tensor
     accuracy: Tensor
@@ -79,6 +81,7 @@ def learn_penalty(
     judged: Tensor | None = None,
     together: Tensor | None = None,
     expected: Mapping[str, float] | None = None,
+    least_ridge: float = 0.0,
     watch: Callable[[Any], Iterable[Any]] = iter,
 ) -> LearnedPenalty:
     r"""Choose scales and ridge by exact leave-one-out, without validation data.
@@ -102,6 +105,8 @@ def learn_penalty(
         together: Number by sample (n,), int64: samples with the same number are left out at once, as copies of one
             image must be. None: each alone.
         expected: Part of the kernel's trace that each group is expected to have; None: all alike.
+        least_ridge: Smallest ridge to look at, in terms of the mean diagonal of the kernel. Iterative solvers need
+            fewer steps with a larger one.
         watch: Wraps the steps, for a progress bar.
 
     Returns:
@@ -125,7 +130,7 @@ def learn_penalty(
         raise ValueError(f"expected at least one step, got {steps}")
     HeldOutSets.of(problem, kernel, together)  # refuses numbers that do not fit
     judged = _judgeable(problem, criterion, judged, together)
-    objective = PenaltyObjective(problem, kernel, criterion, judged, together, expected)
+    objective = PenaltyObjective(problem, kernel, criterion, judged, together, expected, least_ridge)
     middle = objective.before(_RIDGE)
     first = middle if start is None else objective.position(start.scales, start.ridge)
     search, found = QuasiNewton(first, tolerance=_ENOUGH, center=middle), list[PenaltyStep]()
@@ -167,6 +172,7 @@ def _at(
     return LearnedPenalty(
         scales=scales,
         ridge=whole / total,
+        relative_ridge=1 / total,
         temperature=temperature,
         loss=loss,
         accuracy=accuracy,

@@ -58,6 +58,8 @@ class PenaltyObjective:
         judged: Samples whose held-out prediction counts (n,), bool.
         together: As in `held_out_gradient`.
         expected: Part p_g of the trace by group, positive, in any common unit; None: all alike.
+        least_ridge: Smallest ridge, in terms of the mean diagonal of the kernel: points with a smaller one stand for
+            the point of this ridge in the same proportions.
 
     Attributes:
         means: d_g by group; groups without a part in the outputs are left out.
@@ -74,6 +76,7 @@ class PenaltyObjective:
         judged: Tensor,
         together: Tensor | None,
         expected: Mapping[str, float] | None = None,
+        least_ridge: float = 0.0,
     ) -> None:
         self.problem, self.kernel, self.criterion = problem.with_(ridge=1.0), kernel, criterion
         self.judged, self.together, self.samples = judged, together, int(judged.sum())
@@ -86,6 +89,7 @@ class PenaltyObjective:
         parts = [1.0 if expected is None else expected.get(name, 0.0) for name in self.means]
         if min(parts) <= 0:
             raise ValueError(f"expected a positive part of the trace for each of {list(self.means)}, got {expected}")
+        self._least = least_ridge
         self._expected = (torch.tensor(parts, dtype=torch.float64) / sum(parts)).log()
 
     def before(self, ridge: float) -> Tensor:
@@ -125,8 +129,16 @@ class PenaltyObjective:
             point: theta (d,).
 
         Returns:
-            Value and gradient.
+            Value and gradient, and the point that they are of.
         """
+        beyond = torch.logsumexp(point, 0) + math.log(self._least) if self._least else point.new_tensor(0.0)
+        if beyond <= 0:
+            return self._evaluate(point)
+        step = self._evaluate(point - beyond)
+        along = step.gradient - point.softmax(0) * step.gradient.sum()
+        return PenaltyStep(step.point, step.value, along, step.result)
+
+    def _evaluate(self, point: Tensor) -> PenaltyStep:
         scales = {
             name: math.exp(at) / mean for (name, mean), at in zip(self.means.items(), point.tolist(), strict=True)
         }

@@ -1,5 +1,6 @@
 """A method whose network is its first-order expansion, held to the pre-trained weights by a quadratic penalty."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,7 @@ class LinearizedMethod(Method):
     group_ridge: dict[str, float]
     intercept_name: str | None
     ridge: float
+    relative_ridge: float = math.inf
 
     def linearize(self, group_ridge: Mapping[str, float] | None, intercept: bool, *, by_block: bool = False) -> None:
         """Expand the network of the backbone.
@@ -91,7 +93,9 @@ class LinearizedMethod(Method):
         Returns:
             Plain values.
         """
-        return {"ridge": self.ridge, "group_ridge": dict(self.group_ridge)}
+        groups = {group: list(names) for group, names in self.penalty_groups.items()}
+        settled = {"ridge": self.ridge, "relative_ridge": self.relative_ridge, "group_ridge": dict(self.group_ridge)}
+        return settled | {"penalty_groups": groups}
 
     def networks(self) -> dict[str, Backbone]:
         """None: the linearized network is another function than the network at ``w0 + dw``.

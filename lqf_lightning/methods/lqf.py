@@ -85,6 +85,7 @@ class LQF(SolvedMethod):
         path_form: Form of the kernel behind it: "full" is exact, "trace" a surrogate.
         learned_penalty: What was learned, where ``metric="learned"`` has done so in this run, else None.
         penalty_form: Form of the kernel behind it.
+        relative_ridge: The ridge that was learned, in terms of the mean diagonal of the weighted kernel.
         expansions: How often the network has been expanded anew.
         outlook: What leave-one-out says about probe, LQF and nonlinear methods, with `learned_penalty`.
         matching: The reference, if there is one.
@@ -185,8 +186,13 @@ class LQF(SolvedMethod):
         """Take back a chosen ridge, and in a fit the state of the solver."""
         super().on_load_checkpoint(checkpoint)
         options = checkpoint.get("hyper_parameters", {})
-        if self.hparams["ridge"] == options.get("ridge") == "auto":
-            self.ridge, self.group_ridge = checkpoint["ridge"], checkpoint.get("group_ridge", self.group_ridge)
+        if self.hparams["ridge"] == options.get("ridge") == "auto" and self._same_metric(options):
+            self.ridge = checkpoint["ridge"]
+            if self.metric == "learned":
+                self.group_ridge = dict(checkpoint["group_ridge"])
+                self.relative_ridge = float(checkpoint["relative_ridge"])
+                groups: Mapping[str, Sequence[str]] = checkpoint["penalty_groups"]
+                self.penalty_groups = {group: tuple(names) for group, names in groups.items()}
         self.expansions = checkpoint.get("expansions", 0)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self.stored_solver = options.get("solver", "sgd")
@@ -194,3 +200,8 @@ class LQF(SolvedMethod):
                 known = {"reference_fingerprint": None} | options  # older versions had no references
                 refuse_other_reference(known, self.hparams, ("alpha", "beta", "reference_scale"))
             self.solver.restore(checkpoint.get("solver", {}))
+
+    def _same_metric(self, options: Mapping[str, Any]) -> bool:
+        # A ridge that was chosen for other factors, or factors of other groups, would say nothing here.
+        usual = {"metric": "identity", "penalty_by": "stage"}  # of older versions
+        return all(self.hparams[name] == options.get(name, value) for name, value in usual.items())

@@ -139,6 +139,25 @@ def refuse_trainer(trainer: Trainer, solver: str, tolerance: float, double: bool
         )
 
 
+def refuse_expansions(relinearize: int, expansions: int, what: str) -> None:
+    """Check that the weights that a network is expanded around have not been trained.
+
+    Args:
+        relinearize: How often the network is to be expanded anew.
+        expansions: How often it has been.
+        what: What would be wrong, as the subject of a sentence in the plural.
+
+    Raises:
+        ValueError: It was expanded anew, around weights that have seen the labels.
+    """
+    if relinearize or expansions:
+        raise ValueError(
+            f"{what} hold for a network that is expanded around weights that have seen no label, but with relinearize="
+            f"{relinearize} ({expansions} times so far) these take part in the training. Train with "
+            "method.relinearize=0, or leave them out"
+        )
+
+
 def refuse_other_solver(stored: str | None, solver: str) -> None:
     """Check that a run goes on with the solver that it began with.
 

@@ -7,7 +7,7 @@ import torch
 from lqf_lightning.analysis.linear_twin import linear_twin, refuse_method, training_time
 from lqf_lightning.methods import LQF, Finetune
 from lqf_lightning.methods.schedule import cosine
-from methods.dense_lqf import build
+from methods.dense_lqf import EXACT, build
 from methods.tensors import CLASSES, SGD, build_backbone, build_trainer
 
 
@@ -64,3 +64,9 @@ def test_the_twin_has_the_layers_and_targets_of_the_run_and_leaves_its_network_a
 def test_problems_without_a_closed_form_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         refuse_method(build(**options))
+
+
+def test_a_learned_penalty_is_one_by_layer_groups_and_the_curvature_is_not():
+    assert refuse_method(build(solver="cg", ridge="auto", metric="learned"))
+    with pytest.raises(ValueError, match=r"got metric='kfac'. Set method\.metric=identity, or learned"):
+        refuse_method(build(solver="cg", metric="kfac", preconditioner=EXACT))

@@ -410,3 +410,13 @@ def test_a_chosen_ridge_is_kept(caplog):
     found = scrub_linear(method, tolerance=EXACT)
     assert any("ridge=0.02 is kept" in message for message in caplog.messages)
     assert apart(flat(found.weights), dense(RETAINED, method).optimum()) < 1e-9
+
+
+@pytest.mark.parametrize("solver", ["newton", "kernel"])
+def test_factors_that_were_learned_are_kept_and_said_to_be(solver, caplog):
+    caplog.set_level(logging.INFO, "lqf_lightning")
+    method = attach(build(solver="kernel", ridge="auto", metric="learned"), RETAINED)
+    method.ridge, method.group_ridge = MU, dict(FACTORS)
+    found = scrub_linear(method, solver=solver, tolerance=EXACT)
+    assert apart(flat(found.weights), dense(RETAINED, method, FACTORS).optimum()) < 1e-9
+    assert any("with its factors by layer group is kept" in text for text in caplog.messages)

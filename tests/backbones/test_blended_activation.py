@@ -37,3 +37,16 @@ def test_activations_that_were_leaky_before_stay():
     swapped = nn.Sequential(nn.LeakyReLU(0.2), nn.LeakyReLU(0.1))
     assert len(blend_activations(original, swapped)) == 1
     assert isinstance(swapped[0], nn.LeakyReLU)
+
+
+def test_an_activation_that_stands_in_two_places_is_mixed_in_both():
+    shared = nn.ReLU()
+    original = nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared)
+    swapped = copy.deepcopy(original)
+    swap_activations(swapped, 0.1)
+    mixtures = blend_activations(original, swapped)
+    assert [swapped[1], swapped[3]] == mixtures
+    for mixture in mixtures:
+        mixture.share = 0.0
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(swapped(x), original(x))

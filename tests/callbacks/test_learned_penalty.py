@@ -58,6 +58,7 @@ def synthetic(steps=4, step=2):
     return learned_penalty.LearnedPenalty(
         scales={"head": 0.25, "stem": 4.0, "stage1": 1.0},
         ridge=2.0,
+        relative_ridge=0.25,
         temperature=3.0,
         loss=torch.tensor([2.0, 1.5, 1.0, 1.25], dtype=torch.float64)[:steps],
         accuracy=torch.tensor([0.25, 0.5, 0.75, 0.625], dtype=torch.float64)[:steps],
@@ -122,7 +123,7 @@ def test_long_names_and_learning_of_one_step_are_drawn(tmp_path):
     names = {f"stage{number}.{'a_block_of_a_long_name.' * 2}{number}": ("a.weight",) for number in range(20)}
     penalty = synthetic(steps=1, step=0)
     shares = dict.fromkeys(names, 1.0)
-    many = learned_penalty.LearnedPenalty(shares, 1.0, 1.0, penalty.loss, penalty.accuracy, shares, 0)
+    many = learned_penalty.LearnedPenalty(shares, 1.0, 0.1, 1.0, penalty.loss, penalty.accuracy, shares, 0)
     figure = draw_penalty(tabulate_penalty(many, names, {"a.weight": 1}), many, exact=False)
     shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert len(set(shown)) == 20
@@ -165,6 +166,14 @@ def test_a_run_without_a_learned_penalty_says_so_and_goes_on(options, tmp_path, 
     assert "method.metric=learned" in line
     assert list(tmp_path.iterdir()) == []
     assert not any("loo" in name for name in trainer.callback_metrics)
+
+
+def test_a_penalty_that_nothing_could_judge_is_not_shown_as_a_learned_one(folder_of_shapes, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    run_tiny(tmp_path, folder_of_shapes, "method=lqf", "data.shots=1", "callbacks=[learned_penalty]", "test=false")
+    (line,) = lines(caplog)
+    assert "two training images of a class" in line
+    assert not list(tmp_path.rglob("learned_penalty.*"))
 
 
 def test_a_penalty_of_an_earlier_start_is_named_as_such(tmp_path, caplog):

@@ -179,6 +179,13 @@ def test_weights_count_for_all_copies_of_an_image(make_module, tmp_path):
     assert float((flat(method.linearized.deltas) - best).norm() / best.norm()) < 1e-8
 
 
+def test_the_advice_counts_images_and_not_copies(make_module):
+    method = build(solver="kernel", ridge="auto", metric="learned")
+    data = make_module(augmentation=CropFlip, copies=COPIES, image_size=6, shots=4)
+    fit_on(build_trainer(1, precision="64-true"), method, data)
+    assert "there are only 4 images per class" in method.outlook.words
+
+
 TINY = (
     "method=lqf_cg", "method.ridge=0.3", "method.solver=cg", "trainer.precision=64-true", "method.tolerance=1e-30",
     "method.acceleration=none", "trainer.max_epochs=3", "test=false", "callbacks=[]", "data.shots=2",

@@ -35,6 +35,10 @@ def test_held_out_images_and_the_others_are_all_of_the_training_split(folder_of_
     assert sorted(held_out + train) == unlabeled.data.manifest.rows("train")["index"].tolist()
 
 
+def test_two_images_at_least_are_held_out_since_one_has_no_spread(folder_of_shapes):
+    assert len(images(folder_of_shapes, held_out=0.01).held_out) == 2
+
+
 def test_no_label_is_told_and_none_has_a_say(folder_of_shapes):
     plain, other = images(folder_of_shapes), images(folder_of_shapes, Relabeled)
     assert plain.data.manifest.table["label"].tolist() != other.data.manifest.table["label"].tolist()

@@ -63,3 +63,19 @@ def test_the_prior_is_about_the_parts_that_are_expected():
     assert (shares / shares[0] - torch.tensor(list(expected.values()), dtype=torch.float64)).abs().max() < 1e-12
     with pytest.raises(ValueError, match="positive part of the trace for each of"):
         PenaltyObjective(toy.problem, toy.kernel, "press", EVERY, None, {names[0]: 1.0})
+
+
+def test_below_the_least_ridge_proportions_alone_count():
+    toy = make_toy(form="trace", intercept=True, ridge=0.3)
+    free = PenaltyObjective(toy.problem, toy.kernel, "press", EVERY, None)
+    held = PenaltyObjective(toy.problem, toy.kernel, "press", EVERY, None, least_ridge=0.05)
+    inside = free.before(0.1)
+    assert held(inside).value == free(inside).value
+    beyond = inside + torch.tensor([3.0, 4.0], dtype=torch.float64)
+    step = held(beyond)
+    assert float(step.point.exp().sum()) == pytest.approx(1 / 0.05)
+    assert float(step.point[1] - step.point[0]) == pytest.approx(float(beyond[1] - beyond[0]))
+    assert step.value == pytest.approx(free(step.point).value, rel=1e-12)
+    slopes = [(held(beyond + 1e-4 * e).value - held(beyond - 1e-4 * e).value) / 2e-4 for e in torch.eye(2).double()]
+    assert step.gradient.tolist() == pytest.approx(slopes, rel=1e-5)
+    assert float(step.gradient.sum()) == pytest.approx(0.0, abs=1e-12)  # a common factor changes nothing there

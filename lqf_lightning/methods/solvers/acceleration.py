@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Acceleration = Literal["auto", "trace", "sketch", "kfac", "none"]
 log = logging.getLogger(__name__)
+LEARNED_ROWS = 12_000  # up to which a learned penalty with a small ridge is sketched
+_LARGE = 0.1  # of the kernel's mean diagonal: ridges with which a trace kernel does in a dozen iterations
 _AUTOMATIC, SKETCH_LIMIT = 8_000, 20_000  # rows of the Jacobian, samples times classes
 _WIDTH = 4  # columns of the sketch per row, less where memory is short
 _NARROWEST = 2.0
@@ -43,17 +45,32 @@ def choose_acceleration(method: "LQF", problem: QuadraticProblem) -> Literal["tr
         )
     if wanted != "auto":
         return wanted
-    if method.metric == "learned" and problem.samples <= method.penalty_samples:
-        log.info("conjugate gradients are accelerated by the trace kernel, which has chosen the penalty")
-        return "trace"
     other: Literal["kfac", "none"] = "none" if method.preconditioner is None else "kfac"
     if method.metric == "kfac":
         return other
+    if method.metric == "learned":
+        return _for_learned(method, problem, rows, wide, other)
     sketched = rows <= _AUTOMATIC and wide
     why = f"{problem.samples} samples x {problem.outputs} classes = {rows} rows, a sketch is for up to {_AUTOMATIC}"
     why += "" if wide else f", and takes {needed:.2g} GiB, more than method.memory_gib={method.memory_gib}"
     log.info("conjugate gradients are accelerated by %s: %s", "a sketch" if sketched else other, why)
     return "sketch" if sketched else other
+
+
+def _for_learned(
+    method: "LQF", problem: QuadraticProblem, rows: int, wide: bool, other: Literal["kfac", "none"]
+) -> Literal["trace", "sketch", "kfac", "none"]:
+    # Many outputs share weights in ways that a trace kernel does not know, and a sketch of them does not fit.
+    kind: Literal["trace", "sketch", "kfac", "none"] = other
+    if rows <= LEARNED_ROWS:
+        large = method.relative_ridge >= _LARGE and problem.samples <= method.penalty_samples
+        kind = "trace" if large else "sketch" if wide else other
+    name = {"trace": "the trace kernel, which has chosen the penalty", "sketch": "a sketch"}.get(kind, kind)
+    log.info(
+        "conjugate gradients are accelerated by %s: %d samples x %d classes, a ridge of %.2g of the mean diagonal",
+        name, problem.samples, problem.outputs, method.relative_ridge,
+    )  # fmt: skip
+    return kind
 
 
 def sketch_inverse(method: "LQF", table: TrainingTable, problem: QuadraticProblem) -> DualPrecondition:
@@ -96,7 +113,7 @@ def trace_inverse(
     """
     scales = kernel_scales(method)
     if kernel is not None:
-        return DualPrecondition(problem, kernel, scales)
+        return DualPrecondition(problem, kernel, {group: scales[group] for group in kernel.groups})
     return DualPrecondition(problem, surrogate_kernel(method, table, scales=scales))
 
 

@@ -22,6 +22,8 @@ from lqf_lightning.linear import (
     mean_of_ridge,
     regularization_path,
 )
+from lqf_lightning.methods.leaking_start import judged_samples
+from lqf_lightning.methods.solvers.narrow_tensors import NARROW
 from lqf_lightning.methods.solvers.training_images import TrainingImages
 from lqf_lightning.methods.solvers.training_table import TrainingTable
 from lqf_lightning.progress import track
@@ -65,9 +67,10 @@ def surrogate_kernel(
         loader = method.solver.data_module().chosen_dataloader(table.index[chosen].cpu())
         images = TrainingImages(method, loader)
         own = torch.cat([own[:0], *(batch.index.to(own) for batch in loader)])
+    groups = {group: names for group, names in penalized_groups(method).items() if group != NARROW}
     return assemble_kernel(
         method.linearized,
-        penalized_groups(method),
+        groups,
         images,
         form="trace",
         combinations=_COMBINATIONS,
@@ -76,7 +79,7 @@ def surrogate_kernel(
         budget=int(method.memory_gib * 2**30),
         limit=_LIMIT,
         reducer=current_reducer(),
-        scales=scales,
+        scales=None if scales is None else {group: scales[group] for group in groups},
         watch=lambda items: track(items, "trace kernel"),
     ).train
 
@@ -133,6 +136,7 @@ def settle_ridge(
     With a reference to match, leaving a sample out takes away its label and what the reference answers on it, and the
     prediction is judged by the label, each sample counting once: what is matched is a means, the label is the end.
     What a reference that was trained on the sample has handed on through its answers on others is not taken away.
+    Samples whose labels the starting weights have seen are fitted to, and have no say.
 
     Args:
         method: The method, attached to a trainer.
@@ -146,8 +150,10 @@ def settle_ridge(
     problem = table.problem(method, ridge=1.0)
     spectrum = KernelSpectrum(problem, kernel, scales or kernel_scales(method))
     path = regularization_path(spectrum, watch=lambda ridges: track(ridges, "leave-one-out over ridges"))
-    if table.reference is not None:
-        path = judged_by_labels(path, problem, table.labels(method, ridge=1.0).target)
+    judged = judged_samples(method.solver.data_module(), table.index)
+    if table.reference is not None or judged is not None:
+        labels = table.labels(method, ridge=1.0)
+        path = judged_by_labels(path, problem, labels.target, judged=judged, weight=labels.weight)
     chosen = path.choose(by="accuracy")
     accuracy = math.nan if path.accuracy is None else float(path.accuracy[(path.ridges - chosen).abs().argmin()])
     ridge = torch.tensor(mean_of_ridge(chosen, len(table.label)), dtype=torch.float64, device=method.device)
@@ -156,25 +162,36 @@ def settle_ridge(
     _tell(method, table, path, accuracy)
 
 
-def judged_by_labels(path: RegularizationPath, problem: QuadraticProblem, target: Tensor) -> RegularizationPath:
-    """Judge leave-one-out predictions by targets other than those that are fitted, samples counting alike.
+def judged_by_labels(
+    path: RegularizationPath,
+    problem: QuadraticProblem,
+    target: Tensor,
+    *,
+    judged: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> RegularizationPath:
+    """Judge leave-one-out predictions by targets and weights other than those that are fitted.
 
     Args:
         path: Leave-one-out of the problem that is fitted.
         problem: That problem.
         target: Targets to judge by (n, C), largest at the right class.
+        judged: Samples that have a say (n,), bool; None means all.
+        weight: What each counts (n,); None: samples count alike.
 
     Returns:
         The path with residuals, PRESS, accuracy and cross-entropy of these targets; the rest stays as it is.
     """
     predictions = problem.target.double() - path.residual
     several = problem.outputs > 1
+    if judged is not None:
+        weight = judged.to(problem.initial) * (1 if weight is None else weight)
     return replace(
         path,
         residual=target.double() - predictions,
-        press=held_out_press(predictions, target),
-        accuracy=held_out_accuracy(predictions, target) if several else None,
-        cross_entropy=held_out_cross_entropy(predictions, target)[0] if several else None,
+        press=held_out_press(predictions, target, weight),
+        accuracy=held_out_accuracy(predictions, target, weight) if several else None,
+        cross_entropy=held_out_cross_entropy(predictions, target, weight)[0] if several else None,
     )
 
 

@@ -183,8 +183,9 @@ class ConjugateGradients(ExactSolver):
             for name, value in kept["descent"].items()
         }
         self.descent.restore(moved, kept["image"].to(device))
-        if self.descent.certificate.relative_gradient <= self.method.tolerance:
-            self.method.trainer.should_stop = True  # it had arrived
+        arrived = self.descent.certificate.relative_gradient <= self.method.tolerance
+        if arrived and self.method.expansions >= self.method.relinearize:
+            self.method.trainer.should_stop = True
 
 
 def _zeros(tensors: Tensors) -> Tensors:

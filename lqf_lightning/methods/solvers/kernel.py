@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,12 +67,13 @@ class KernelSolver(ExactSolver):
         super().start()
         method = self.method
         kept, self._kept, self._key = self._kept.get("problem", {}), {}, {}
-        if is_same_problem(kept, self._problem_key()):
+        if method.expansions >= method.relinearize and is_same_problem(kept, self._problem_key()):
             log.info("the checkpoint holds the solution")
             self._key, method.trainer.should_stop = dict(kept), True
             return
-        apart = math.isnan(method.ridge) and method.metric == "learned"
-        groups, scales = (penalized_groups(method), None) if apart else merged_groups(method)
+        learned = method.metric == "learned"  # groups keep their names, by which parts are found again
+        apart = learned and math.isnan(method.ridge)
+        groups, scales = (penalized_groups(method), kernel_scales(method)) if learned else merged_groups(method)
         if apart:
             self._refuse_memory(len(groups))
         add_up = not apart and len(groups) > _KEPT  # learned factors are all different
@@ -88,18 +90,25 @@ class KernelSolver(ExactSolver):
             limit=_LIMIT,
             reducer=current_reducer(),
             scales=scales if add_up else None,
-            store=TensorFolder(method.kernel_folder) if method.kernel_folder else None,
+            store=self._store(),
             watch=lambda items: track(items, "kernel"),
         )
         kernel = pair.train
         settle_penalty(method, self.table, kernel, scales)
-        scales = kernel_scales(method) if apart else None if add_up else scales
+        factors = kernel_scales(method) if apart else None if add_up else scales
         if watched is not None and pair.cross is not None:
-            method.tradeoff_curve = compare_strengths(method, self.table, watched, (kernel, pair.cross), scales)
+            method.tradeoff_curve = compare_strengths(method, self.table, watched, (kernel, pair.cross), factors)
         problem = self.table.problem(method)
-        inverse = DualPrecondition(problem, kernel, scales)
+        inverse = DualPrecondition(problem, kernel, factors)
         self.factor = inverse.factor
         self.descent = self._descend(problem, inverse)
+
+    def _store(self) -> TensorFolder | None:
+        method = self.method
+        if not method.kernel_folder:
+            return None
+        folder = Path(method.kernel_folder)  # every expansion has a kernel of its own
+        return TensorFolder(folder / f"expansion{method.expansions}" if method.expansions else folder)
 
     def _watched(self) -> ValidationTable | None:
         matching = self.method.matching

@@ -21,7 +21,7 @@ EARLY = 0.25  # share of early layers in the learned penalty with which half of 
 
 _BODY_END = 2 / 3
 _TITLES = {
-    "linear": "linear fine-tuning is likely to be enough",
+    "linear": "linear fine-tuning is likely to do as well as any",
     "either": "linear and nonlinear fine-tuning may both win",
     "nonlinear": "nonlinear fine-tuning is likely to win",
 }

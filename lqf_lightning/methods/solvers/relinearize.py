@@ -23,13 +23,28 @@ def arrive(method: "LQF", restart: Callable[[], None]) -> None:
         method: The method, attached to a trainer, dw at the optimum.
         restart: Starts the solver on the new problem.
     """
-    if method.expansions >= method.relinearize:
+    if method.expansions >= method.relinearize or _is_last_epoch(method):
         method.trainer.should_stop = True
         return
     method.expansions += 1
     step = move_start(method)
     log.info("expansion %d of %d, after %.3g of the way to the optimum", method.expansions, method.relinearize, step)
+    if step == 0:
+        log.warning("no part of that way improves the network itself: nothing changes. Set method.relinearize=0")
     restart()
+
+
+def _is_last_epoch(method: "LQF") -> bool:
+    # An expansion that no epoch is left to solve would end with dw = 0.
+    trainer = method.trainer
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    last = (epochs is not None and 0 <= epochs <= trainer.current_epoch + 1) or 0 <= steps <= trainer.global_step
+    if last:
+        log.warning(
+            "the run ends after %d of %d expansions, at this optimum. Set trainer.max_epochs higher, or "
+            "method.relinearize=%d", method.expansions, method.relinearize, method.expansions,
+        )  # fmt: skip
+    return last
 
 
 def move_start(method: "LQF", steps: Sequence[float] = _STEPS) -> float:

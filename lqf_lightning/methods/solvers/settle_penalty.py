@@ -19,7 +19,9 @@ from lqf_lightning.linear import (
 )
 from lqf_lightning.linear.learned_penalty import LearnedPenalty, expected_penalty, learn_penalty
 from lqf_lightning.methods.leaking_start import judged_samples
+from lqf_lightning.methods.solvers.acceleration import LEARNED_ROWS
 from lqf_lightning.methods.solvers.auto_ridge import penalized_groups, settle_ridge, surrogate_kernel
+from lqf_lightning.methods.solvers.narrow_tensors import NARROW, set_narrow_apart, with_narrow
 from lqf_lightning.methods.solvers.outlook import outlook
 from lqf_lightning.methods.solvers.training_table import TrainingTable
 from lqf_lightning.progress import track
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _FINE_STEPS = 12  # on the exact kernel, from what its trace has given
 _HEAD = 0.5  # part of the kernel that the head is expected to have: head and body alike
+_LEAST = 0.03  # of the kernel's mean diagonal: with smaller ridges and no sketch, iterations are too many
 _WORSE = 0.05  # nats per sample that a penalty may lose on images that it was not learned on
 
 
@@ -56,26 +59,47 @@ def settle_penalty(
     """
     if not math.isnan(method.ridge):
         return None
+    if method.metric != "learned" or table.reference is not None:
+        _refuse_copies(method, reference=table.reference is not None)
     if method.metric != "learned":
-        _refuse_copies(method)
         settle_ridge(method, table, kernel, scales)
         return None
     assembled, chosen = None, None
-    if kernel is None or kernel.groups.keys() != penalized_groups(method).keys():
+    if kernel is None or kernel.form != "full" or kernel.groups.keys() != penalized_groups(method).keys():
+        set_narrow_apart(method, table.initial.numel())
         chosen = _by_lot(method, table)
         kernel = surrogate_kernel(method, table, chosen)
         assembled = kernel if chosen is None else None
     rows = torch.arange(len(table.index)) if chosen is None else chosen
-    found = _learn(method, table, kernel, rows.to(table.index.device))
-    _take(method, table, found, kernel)
-    if table.reference is not None and chosen is None:
+    rows = rows.to(table.index.device)
+    found = _learn(method, table, kernel, rows)
+    if NARROW in method.penalty_groups:
+        found = method.learned_penalty = with_narrow(found)
+    # A part was chosen without augmented copies, which weigh as much as the image itself: together they are one.
+    copies = 1 if chosen is None else _copies(method)
+    _take(method, found, kernel, len(table.label) // copies)
+    if table.reference is not None:
+        part = replace(
+            table, index=table.index[rows], label=table.label[rows], initial=table.initial[rows],
+            reference=table.reference[rows],
+        )  # fmt: skip
         method.ridge = math.nan
-        settle_ridge(method, table, kernel, found.scales)
+        settle_ridge(method, part, kernel, {group: found.scales[group] for group in kernel.groups})
+        method.ridge *= len(part.label) / len(table.label)  # that of the sum form stays
     return assembled
 
 
-def _refuse_copies(method: "LQF") -> None:
-    if getattr(method.solver.data_module(), "copies", 1) > 1:
+def _copies(method: "LQF") -> int:
+    return int(getattr(method.solver.data_module(), "copies", 1))
+
+
+def _refuse_copies(method: "LQF", *, reference: bool) -> None:
+    if _copies(method) > 1 and reference:
+        raise ValueError(
+            "ridge=auto with a reference leaves out single samples, of which data.copies keeps copies in: it would "
+            "choose too small a ridge. Set data.copies=1, or method.ridge=1e-3 with method.metric=identity"
+        )
+    if _copies(method) > 1:
         raise ValueError(
             "ridge=auto with metric=identity leaves out single samples, of which data.copies keeps copies in: it would "
             "choose too small a ridge. Set method.metric=learned, which leaves out all copies, or method.ridge=1e-3"
@@ -88,7 +112,7 @@ def _by_lot(method: "LQF", table: TrainingTable) -> Tensor | None:
         return None
     data = cast(Any, method.solver.data_module())
     images = torch.arange(samples)
-    if getattr(data, "copies", 1) > 1:  # the images themselves, without their augmented copies
+    if _copies(method) > 1:  # the images themselves, without their augmented copies
         images = images[data.image_of(table.index.cpu()) == table.index.cpu()]
     chosen = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:most]].sort().values
     log.info(
@@ -104,6 +128,7 @@ def _learn(method: "LQF", table: TrainingTable, kernel: Kernel, rows: Tensor) ->
     judged = judged_samples(data, index)
     together = data.together(index) if hasattr(data, "together") else None  # of data modules that know copies of images
     options: dict[str, Any] = {"judged": judged, "together": together, "expected": _expected(kernel)}
+    options["least_ridge"] = 0.0 if kernel.form == "full" or table.initial.numel() <= LEARNED_ROWS else _LEAST
     if not _can_judge(method, table.label[rows], index if together is None else together):
         method.learned_penalty = unlearned = expected_penalty(problem, kernel, options["expected"])
         method.penalty_form = kernel.form
@@ -120,7 +145,8 @@ def _learn(method: "LQF", table: TrainingTable, kernel: Kernel, rows: Tensor) ->
     method.learned_penalty, method.penalty_form = found, kernel.form
     accuracy = float(found.accuracy[found.step])
     if "head" in kernel.groups:
-        shots = len(table.label) / len(method.classes)
+        images = len(table.label) // getattr(data, "copies", 1)  # augmented copies are no further images
+        shots = images / len(method.classes)
         method.outlook = outlook(
             problem, kernel, "head", accuracy, judged=judged, together=together, samples_per_class=shots,
             share=found.share,
@@ -128,12 +154,14 @@ def _learn(method: "LQF", table: TrainingTable, kernel: Kernel, rows: Tensor) ->
     return found
 
 
-def _take(method: "LQF", table: TrainingTable, found: LearnedPenalty, kernel: Kernel) -> None:
+def _take(method: "LQF", found: LearnedPenalty, kernel: Kernel, samples: int) -> None:
     # The ridge of the sum form stays when samples are added; rounding differs between devices, so the first decides.
     names = list(penalized_groups(method))
-    values = [mean_of_ridge(found.ridge, len(table.label)), *(1.0 / found.scales[name] for name in names)]
+    factors = [1.0 / found.scales[name] for name in names]
+    values = [mean_of_ridge(found.ridge, samples), found.relative_ridge, *factors]
     settled = current_reducer().broadcast_(torch.tensor(values, dtype=torch.float64, device=method.device)).tolist()
-    method.ridge, method.group_ridge = settled[0], dict(zip(names, settled[1:], strict=True))
+    method.ridge, method.relative_ridge = settled[:2]
+    method.group_ridge = dict(zip(names, settled[2:], strict=True))
     kind = "the exact kernel" if kernel.form == "full" else "the trace kernel, a surrogate"
     accuracy = float(found.accuracy[found.step])
     how = (
@@ -173,9 +201,13 @@ def _check_transfer(problem: QuadraticProblem, kernel: Kernel, options: dict[str
     order = torch.randperm(problem.samples, generator=torch.Generator().manual_seed(1)).to(problem.initial.device)
     first, second = (part.sort().values for part in order.tensor_split(2))
     halves = [_half(problem, kernel, options, rows) for rows in (first, second)]
-    learned = learn_penalty(*halves[0][:2], **halves[0][2])
-    here = learn_penalty(*halves[1][:2], **halves[1][2])
-    moved = learn_penalty(*halves[1][:2], **halves[1][2], start=learned, steps=1)
+    try:
+        learned = learn_penalty(*halves[0][:2], **halves[0][2])
+        here = learn_penalty(*halves[1][:2], **halves[1][2])
+        moved = learn_penalty(*halves[1][:2], **halves[1][2], start=learned, steps=1)
+    except ValueError as error:  # too few images per class in a half; the whole may well do
+        log.warning("whether the penalty transfers to other images cannot be checked on halves of these: %s", error)
+        return
     lost = float(moved.loss[moved.step] - here.loss[here.step])  # one evaluation, of the start
     tell = log.warning if lost > _WORSE else log.info
     tell(

@@ -151,3 +151,17 @@ def test_a_class_with_a_single_image_is_warned_of(caplog, monkeypatch):
     path = path_of([0.2, 0.3, 0.5, 0.3, 0.2], [5.0, 4.0, 3.0, 4.0, 5.0])
     _, warning = chosen_from(path, [0, 0, 1, 2, 2], caplog, monkeypatch)
     assert "a class has fewer than two training images" in warning
+
+
+def test_samples_whose_labels_the_starting_weights_know_have_no_say(monkeypatch):
+    judged = torch.arange(SAMPLES) % 4 != 0
+    monkeypatch.setattr(auto_ridge, "judged_samples", lambda *_: judged)
+    method = build(solver="kernel", ridge="auto")
+    solve(method, samples=SAMPLES)
+    images, label = draw(SAMPLES)
+    rows, start, target = jacobian(images, NAMES), outputs_at_start(images), ALPHA * one_hot(label, 3).double()
+    for ridge, press, accuracy in zip(*(getattr(method.path, n) for n in ("ridges", "press", "accuracy")), strict=True):
+        outputs = left_out(rows, start, target, float(ridge))[judged]
+        assert float(press) == pytest.approx(float((outputs - target[judged]).square().sum()), rel=1e-6)
+        right = (outputs.argmax(-1) == label[judged]).double().mean()
+        assert float(accuracy) == pytest.approx(float(right), rel=1e-12)

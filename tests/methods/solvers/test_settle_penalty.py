@@ -1,5 +1,6 @@
 import json
 import logging
+import math
 import shutil
 
 import pytest
@@ -191,3 +192,54 @@ def test_options_that_do_not_go_together_are_refused(options, message):
 def test_a_kernel_whose_parts_do_not_fit_in_memory_is_refused_before_it_is_assembled():
     with pytest.raises(ValueError, match=r"72 rows is kept apart for 3 groups.*Set method\.solver=cg"):
         solve(build(solver="kernel", memory_gib=1e-6, **LEARNED), samples=SAMPLES)
+
+
+def test_a_run_that_goes_on_with_other_groups_or_another_metric_learns_anew(tmp_path):
+    first = build(solver="cg", tolerance=1e-9, **LEARNED)
+    solve(first, samples=SAMPLES, epochs=2).save_checkpoint(tmp_path / "run.ckpt")
+    kept = torch.load(tmp_path / "run.ckpt", weights_only=True)
+    for option, other in (("penalty_by", "block"), ("metric", "identity")):
+        changed = kept | {"hyper_parameters": kept["hyper_parameters"] | {option: other}}
+        second = build(solver="cg", tolerance=1e-9, **LEARNED)
+        second.on_load_checkpoint(changed)
+        assert math.isnan(second.ridge)
+        assert second.group_ridge == {}
+    second.on_load_checkpoint(kept)
+    assert (second.ridge, second.group_ridge) == (first.ridge, first.group_ridge)
+
+
+def test_given_factors_are_not_those_of_the_checkpoint(tmp_path):
+    first = build(solver="cg", ridge="auto", group_ridge={"stem": 10.0})
+    solve(first, samples=SAMPLES, epochs=2).save_checkpoint(tmp_path / "run.ckpt")
+    second = build(solver="cg", ridge="auto", group_ridge={"head": 0.1})
+    second.on_load_checkpoint(torch.load(tmp_path / "run.ckpt", weights_only=True))
+    assert second.group_ridge == {"head": 0.1}
+
+
+def test_where_halves_are_too_small_to_check_the_transfer_the_run_says_so_and_goes_on(caplog, monkeypatch):
+    from methods.tensors import TensorData
+
+    monkeypatch.setattr(TensorData, "chosen_dataloader", lambda self, i: Chosen(self)(i), raising=False)
+    method = build(solver="cg", tolerance=1e-6, penalty_samples=4, **LEARNED)
+    solve(method, samples=SAMPLES)
+    assert any("cannot be checked on halves" in text for text in caplog.messages)
+    assert method.ridge > 0
+
+
+def test_a_penalty_learned_without_copies_is_not_weakened_by_them(folder_of_shapes, tmp_path, monkeypatch):
+    monkeypatch.setattr(settle_penalty, "set_narrow_apart", lambda *_: None)  # which depends on the number of rows
+    # Copies that hardly differ make the squares of an image count threefold, and so must its penalty in the sum form.
+    ridges = []
+    for copies in (1, 3):
+        options = ["method=lqf", "method.solver=cg", "method.penalty_samples=24", f"data.copies={copies}"]
+        options += ["data/augmentation=shift", "callbacks=[]", "test=false", "trainer.max_epochs=1"]
+        run_tiny(tmp_path / str(copies), folder_of_shapes, *options)
+        kept = torch.load(tmp_path / str(copies) / "checkpoints" / "last.ckpt", weights_only=True)
+        ridges.append(kept["ridge"])
+    assert ridges[1] == pytest.approx(ridges[0], rel=1e-3)
+
+
+def test_copies_are_refused_where_a_reference_decides_about_the_ridge(monkeypatch):
+    monkeypatch.setattr(settle_penalty, "_copies", lambda _: 2)
+    with pytest.raises(ValueError, match=r"with a reference leaves out single samples.*Set data\.copies=1"):
+        settle_penalty._refuse_copies(build(solver="cg", **LEARNED), reference=True)
