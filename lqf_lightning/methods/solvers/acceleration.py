@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lqf_lightning.linear import DualPrecondition, Kernel, QuadraticProblem, current_reducer, sketch_rows
 from lqf_lightning.methods.solvers.auto_ridge import kernel_scales, penalized_groups, surrogate_kernel
+from lqf_lightning.methods.solvers.sketched_ridge import settle_ridge_by_sketch
 from lqf_lightning.methods.solvers.training_images import TrainingImages
 from lqf_lightning.methods.solvers.training_table import TrainingTable
 from lqf_lightning.progress import track
@@ -73,16 +74,19 @@ def _for_learned(
     return kind
 
 
-def sketch_inverse(method: "LQF", table: TrainingTable, problem: QuadraticProblem) -> DualPrecondition:
+def sketch_inverse(
+    method: "LQF", table: TrainingTable, problem: QuadraticProblem, *, refine: bool = False
+) -> DualPrecondition:
     """Sketch the Jacobian of the training samples and factor what is like its kernel.
 
     Args:
         method: The method, attached to a trainer.
         table: Its training samples.
         problem: Its problem.
+        refine: Whether a ridge that a surrogate has chosen in this run is chosen again, by the sketch.
 
     Returns:
-        An approximate inverse of the dual system, the same on every rank.
+        An approximate inverse of the dual system, the same on every rank; of another problem if the ridge changes.
     """
     rows = sketch_rows(
         method.linearized,
@@ -94,6 +98,9 @@ def sketch_inverse(method: "LQF", table: TrainingTable, problem: QuadraticProble
         reducer=current_reducer(),
         watch=lambda batches: track(batches, "sketch of the Jacobian"),
     )
+    if refine and method.learned_penalty is not None and method.matching is None:
+        settle_ridge_by_sketch(method, table, rows)
+        problem = table.problem(method)
     return DualPrecondition.of_rows(problem, rows)
 
 

@@ -1,6 +1,7 @@
 """The exact optimum by conjugate gradients: one Lightning epoch is one iteration."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,10 @@ class ConjugateGradients(ExactSolver):
         """Evaluate the network, fit the preconditioner, and take the first gradient or go on from a checkpoint."""
         super().start()
         method = self.method
+        settled = not math.isnan(method.ridge)
         surrogate = settle_penalty(method, self.table)
-        problem = self.table.problem(method)
-        kind = self._accelerate(problem, surrogate)
+        kind = self._accelerate(self.table.problem(method), surrogate, refine=not settled)
+        problem = self.table.problem(method)  # a sketch may have chosen another ridge
         moved = {n: d.detach().clone() for n, d in method.linearized.deltas.items() if n != method.intercept_name}
         self._key = problem_key(method, self.table, kind, self._metric)
         kept, self._kept = self._kept, {}
@@ -95,12 +97,12 @@ class ConjugateGradients(ExactSolver):
             return CoefficientDescent(problem, start, self._inverse, metric=self._metric)
         return ConjugateGradient(problem, start, metric=self._metric, precondition=self._precondition, **options)
 
-    def _accelerate(self, problem: QuadraticProblem, surrogate: Kernel | None) -> str:
+    def _accelerate(self, problem: QuadraticProblem, surrogate: Kernel | None, *, refine: bool) -> str:
         method = self.method
         kind = choose_acceleration(method, problem)
         self._metric, self._inverse, self._precondition = Metric(method.penalty_weights()), None, None
         if kind == "sketch":
-            self._inverse = sketch_inverse(method, self.table, problem)
+            self._inverse = sketch_inverse(method, self.table, problem, refine=refine)
         if kind == "trace":
             self._inverse = trace_inverse(method, self.table, problem, surrogate)
         kfac = fit_preconditioner(method, intercept=method.intercept_name) if kind == "kfac" else None

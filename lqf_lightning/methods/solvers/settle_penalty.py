@@ -66,7 +66,8 @@ def settle_penalty(
         return None
     assembled, chosen = None, None
     if kernel is None or kernel.form != "full" or kernel.groups.keys() != penalized_groups(method).keys():
-        set_narrow_apart(method, table.initial.numel())
+        if table.initial.numel() > LEARNED_ROWS:  # fewer rows are left to a preconditioner that knows the model itself
+            set_narrow_apart(method, table.initial.numel())
         chosen = _by_lot(method, table)
         kernel = surrogate_kernel(method, table, chosen)
         assembled = kernel if chosen is None else None

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lqf_lightning.linear.learned_penalty import LearnedPenalty
+from lqf_lightning.methods.solvers import settle_penalty
 from lqf_lightning.methods.solvers.narrow_tensors import set_narrow_apart, with_narrow
 from methods.dense_lqf import build
 from methods.solvers.runs import solve
@@ -36,7 +37,8 @@ def test_they_come_back_frozen():
     assert whole.share["narrow"] == 0.0
 
 
-def test_they_do_not_move_and_a_checkpoint_knows_them(tmp_path):
+def test_they_do_not_move_and_a_checkpoint_knows_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(settle_penalty, "LEARNED_ROWS", 0)
     method = build(solver="cg", tolerance=1e-8, **LEARNED)
     trainer = solve(method, samples=24)  # 72 rows: everything below the head is narrow
     deltas = method.linearized.deltas
