@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 RATES = (0.001, 0.003, 0.01, 0.03)  # of fine-tuning, the best by validation accuracy
-SHOTS, DRAWS = (1, 5, 10), 2  # images per class, and how often they are drawn
+SHOTS, DRAWS = (1, 5, 10), 1  # images per class, and how often they are drawn
 EPOCHS = 15
 LINEAR = ("method=lqf", "trainer.max_epochs=20")
 

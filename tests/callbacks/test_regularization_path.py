@@ -103,8 +103,8 @@ def test_the_title_says_what_the_path_is_of(tmp_path, monkeypatch):
     titles = []
     from lqf_lightning.callbacks import regularization_path
 
-    def note(table, *, exact):
-        figure = draw_path(table, exact=exact)
+    def note(table, **options):
+        figure = draw_path(table, **options)
         titles.append(figure.get_suptitle())
         return figure
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Acceleration = Literal["auto", "trace", "sketch", "kfac", "none"]
 log = logging.getLogger(__name__)
-LEARNED_ROWS = 12_000  # up to which a learned penalty with a small ridge is sketched
+LEARNED_ROWS = 13_000  # up to which a learned penalty with a small ridge is sketched
 _LARGE = 0.1  # of the kernel's mean diagonal: ridges with which a trace kernel does in a dozen iterations
 _AUTOMATIC, SKETCH_LIMIT = 8_000, 20_000  # rows of the Jacobian, samples times classes
 _WIDTH = 4  # columns of the sketch per row, less where memory is short
