@@ -15,6 +15,7 @@ The last line printed is one JSON object.
 import argparse
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def measure(folder: Path, data: ImageSet, options: argparse.Namespace, shared: l
     table["finetune"] |= {name: baseline[0][name] for name in ("rate", "epochs", "search_seconds")}
     known, loo = {}, {}
     for key, row in rows(options.leaky).items():
-        if options.rows and key not in options.rows:
+        if options.rows and not {key, f"{data.name}/{key}"} & set(options.rows):
             continue
         extra = ["trainer.max_epochs=1"] if options.quick else []
         extra += [f"data/augmentation={data.augmentation}"] if row.augmented else []
@@ -110,6 +111,7 @@ def around_core(folder: Path, data: ImageSet, shared: list[str], quick: bool) ->
 def few_shots(folder: Path, data: ImageSet, shared: list[str], quick: bool) -> dict[str, Any]:
     """Errors of LQF, its head alone, and tuned fine-tuning with a few images per class."""
     result: dict[str, Any] = {}
+    data = replace(data, data=tuple(one for one in data.data if not one.startswith("data.subset_ratio")))
     for number in SHOTS[:1] if quick else SHOTS:
         few = [*shared, f"data.shots={number}"]
         place = folder / f"shots{number}"
@@ -143,7 +145,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="pixels of the digits")
     parser.add_argument("--backbone", default="efficientnet_lite0", help="a config of ours, with overrides after ','")
     parser.add_argument("--leaky", type=Path, help="weights that lqf-adapt has written for it")
-    parser.add_argument("--rows", nargs="*", default=[], help="only these rows")
+    parser.add_argument("--rows", nargs="*", default=[], help="only these rows: KEY, or SET/KEY for one set")
     parser.add_argument("--shots", nargs="*", default=[], help="sets that are measured with few shots as well")
     parser.add_argument("--core", nargs="*", default=[], help="sets where half of the images are fine-tuned on first")
     parser.add_argument("--once", nargs="*", default=[], help="sets with one seed for every row")

@@ -33,10 +33,10 @@ def test_grid_sweep_runs_four_right_jobs_in_one_group(console, tmp_path, folder_
     assert [run.exit_code for run in runs] == [0] * 4
     jobs = {(run.config["method"]["_target_"].rpartition(".")[2], run.config["seed"]): run for run in runs}
     assert set(jobs) == {("Finetune", 0), ("Finetune", 1), ("LQF", 0), ("LQF", 1)}
-    for run in runs:
+    for (method, _), run in jobs.items():
         written = metrics_of(run.folder.parent.parent)
         assert run.series("val/acc")[-1] == pytest.approx(written["val/acc"])
-        assert len(run.series("val/acc")) == 2
+        assert len(run.series("val/acc")) == {"Finetune": 2, "LQF": 1}[method]  # so few images are solved at once
     heads = [last_weights(tmp_path / "sweep" / str(job))["model.fc.weight"] for job in (0, 1)]
     assert not torch.equal(*heads)  # another seed is another head
 

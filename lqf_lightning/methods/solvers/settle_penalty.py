@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _FINE_STEPS = 12  # on the exact kernel, from what its trace has given
 _HEAD = 0.5  # part of the kernel that the head is expected to have: head and body alike
+_TRUSTED = 0.9  # the same where nothing can be learned: with one image per class the features had better stay
 _LEAST = 0.03  # of the kernel's mean diagonal: with smaller ridges and no sketch, iterations are too many
 _WORSE = 0.05  # nats per sample that a penalty may lose on images that it was not learned on
 
@@ -131,7 +132,7 @@ def _learn(method: "LQF", table: TrainingTable, kernel: Kernel, rows: Tensor) ->
     options: dict[str, Any] = {"judged": judged, "together": together, "expected": _expected(kernel)}
     options["least_ridge"] = 0.0 if kernel.form == "full" or table.initial.numel() <= LEARNED_ROWS else _LEAST
     if not _can_judge(method, table.label[rows], index if together is None else together):
-        method.learned_penalty = unlearned = expected_penalty(problem, kernel, options["expected"])
+        method.learned_penalty = unlearned = expected_penalty(problem, kernel, _expected(kernel, _TRUSTED))
         method.penalty_form = kernel.form
         return unlearned
     if len(rows) < len(table.index):
@@ -189,12 +190,12 @@ def _trace_of(kernel: Kernel) -> Kernel:
     return replace(kernel, groups=groups, form="trace")
 
 
-def _expected(kernel: Kernel) -> dict[str, float] | None:
+def _expected(kernel: Kernel, head: float = _HEAD) -> dict[str, float] | None:
     # As in the network's own metric, roughly: half for the head, half for all that is below it.
     others = [name for name in kernel.groups if name != "head"]
     if len(others) == len(kernel.groups) or not others:
         return None
-    return {"head": _HEAD} | dict.fromkeys(others, (1 - _HEAD) / len(others))
+    return {"head": head} | dict.fromkeys(others, (1 - head) / len(others))
 
 
 def _check_transfer(problem: QuadraticProblem, kernel: Kernel, options: dict[str, Any]) -> None:
@@ -231,8 +232,8 @@ def _can_judge(method: "LQF", label: Tensor, image: Tensor) -> bool:
     counts = torch.bincount(first, minlength=len(method.classes))
     if int(counts.max()) < 2:
         log.warning(
-            "no class has two training images, so that leave-one-out cannot choose a penalty: head and body get equal "
-            "weight, and the ridge is a tenth of the kernel's diagonal"
+            "no class has two training images, so that leave-one-out cannot choose a penalty: the head gets nine "
+            "tenths of the weight, and the ridge is a tenth of the kernel's diagonal"
         )
         return False
     if int(counts.min()) < 2:
