@@ -41,13 +41,12 @@ def paired_interval(first: Sequence[pd.Series], second: Sequence[pd.Series]) -> 
 
 
 def medians(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Median relative error increase over fine-tuning of every row, over the headline sets that have both."""
+    """Median relative error increase over fine-tuning, of every row that all of the headline sets have."""
     rows = {key for entry in sets.values() for key in entry["rows"]}
     result = {}
     for key in sorted(rows):
-        known = [sets[n]["rows"][key]["relative"] for n in HEADLINE if n in sets and key in sets[n]["rows"]]
-        if known:
-            result[key] = statistics.median(known)
+        if all(key in sets[name]["rows"] for name in HEADLINE if name in sets):
+            result[key] = statistics.median(sets[name]["rows"][key]["relative"] for name in HEADLINE if name in sets)
     return result
 
 

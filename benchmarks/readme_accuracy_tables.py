@@ -22,7 +22,7 @@ def accuracy(report: dict[str, Any]) -> str:
         for entry in sets.values():
             row = entry["rows"].get(key)
             seconds = None if row is None else row.get("search_seconds", row["seconds"])
-            cells.append("" if row is None else f"{row['error']:.1f}" + ("" if row["seeds"] > 1 else " (1 seed)"))
+            cells.append("" if row is None else f"{row['error']:.1f}")
             minutes.append("" if not seconds else f"{seconds / 60:.1f}")
         middle = report["medians"].get(key)
         body.append([names[key], *cells, "" if middle is None else f"{middle:+.0f} %", " / ".join(minutes)])
