@@ -71,8 +71,8 @@ def claims(sets: Mapping[str, Mapping[str, Any]], shots: Mapping[str, Any]) -> l
     ]
     for name, entry in sets.items():
         for key, (low, high) in entry["against"].items():
-            text = f"{name}: LQF minus {key}, points of accuracy, upper end of the paired 95 % interval of {low:.1f}"
-            result.append({"claim": text, "value": high, "target": 0.0, "holds": high >= 0})
+            text = f"{name}: points that LQF is behind {key}, least of the paired 95 % interval to {-low:.1f}"
+            result.append(_claim(text, -high, 0.0))
     for number in ("1", "5", "10"):
         known = [
             relative_increase(by[number]["learned"], by[number]["finetune"]) for by in shots.values() if number in by

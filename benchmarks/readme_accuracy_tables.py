@@ -12,7 +12,7 @@ _ORDER = (
 
 def accuracy(report: dict[str, Any]) -> str:
     """Test error by method and image set, and the price of training."""
-    sets = report["sets"]
+    sets = report["cases"]
     names = {
         key: row.get("name", "fine-tuning, tuned") for entry in sets.values() for key, row in entry["rows"].items()
     }
@@ -45,7 +45,7 @@ def shots(report: dict[str, Any]) -> str:
 def outlook(report: dict[str, Any]) -> str:
     """What leave-one-out says beforehand, and what the test set says afterwards."""
     body = []
-    for name, entry in report["sets"].items():
+    for name, entry in report["cases"].items():
         known, table = entry["leave_one_out"], entry["rows"]
         if not known:
             continue
