@@ -60,6 +60,7 @@ def row_of(found: list[dict[str, Any]], baseline: float) -> dict[str, Any]:
         "error": error, "seeds": len(found), "errors": [100 * (1 - each["test/acc"]) for each in found],
         "relative": relative_increase(error, baseline),
         "seconds": statistics.fmean(each["time/fit_s"] for each in found),
+        "relative_gradient": found[0].get("train/relative_gradient"),
     }  # fmt: skip
 
 

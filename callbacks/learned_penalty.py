@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 from lightning import Callback, LightningModule, Trainer
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lqf_lightning.linear import learned_penalty
+from lqf_lightning.methods import LQF
 
 from .pictures import save_picture
 
@@ -69,9 +71,9 @@ class LearnedPenalty(Callback):
         self.written = True
         if not trainer.is_global_zero:
             return
-        # Nothing but a linearized method has a penalty that was learned.
-        sizes = {name: delta.numel() for name, delta in module.linearized.deltas.items()}  # type: ignore[union-attr, operator]
-        table = tabulate_penalty(penalty, module.penalty_groups, sizes)  # type: ignore[arg-type]  # as above
+        method = cast(LQF, module)  # nothing else has a penalty that was learned
+        sizes = {name: delta.numel() for name, delta in method.linearized.deltas.items()}
+        table = tabulate_penalty(penalty, method.penalty_groups, sizes)
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         table.to_parquet(folder / _FILE, index=False)

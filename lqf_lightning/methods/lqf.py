@@ -62,7 +62,8 @@ class LQF(SolvedMethod):
         preconditioner_samples: Training samples that the factors are computed from; None means all.
         acceleration: What preconditions ``cg``: "trace" (the trace kernel, whatever the number of classes), "sketch"
             (of the Jacobian; up to 20,000 samples times classes), "kfac" (the `preconditioner`), "none", or "auto":
-            the trace kernel where it has chosen the penalty, a sketch up to 8,000, else the preconditioner.
+            a sketch up to 8,000, else the preconditioner; with ``metric=learned`` up to 13,000 the trace kernel, or a
+            sketch where the ridge is small, else the preconditioner.
         penalty_samples: Most training samples that a surrogate kernel is assembled from to choose a penalty.
         relinearize: How often the network is expanded anew around the optimum, a part of the way to it, and solved
             again with the same penalty: nonlinear steps, of which the last is exact. What rests on leave-one-out or

@@ -42,15 +42,19 @@ def settle_ridge_by_sketch(method: "LQF", table: TrainingTable, rows: Tensor) ->
     data = cast(Any, method.solver.data_module())
     index = table.index[part.to(table.index.device)]
     start = replace(before, scales={"sketch": 1.0}, share={"sketch": 1.0}, ridge=ridge_of_mean(method.ridge, samples))
-    found = learn_penalty(
-        restrict_problem(table.labels(method, ridge=1.0), part),
-        kernel,
-        start=start,
-        steps=_STEPS,
-        judged=judged_samples(data, index),
-        together=data.together(index) if hasattr(data, "together") else None,
-        watch=lambda steps: track(steps, "ridge of the model itself"),
-    )
+    try:
+        found = learn_penalty(
+            restrict_problem(table.labels(method, ridge=1.0), part),
+            kernel,
+            start=start,
+            steps=_STEPS,
+            judged=judged_samples(data, index),
+            together=data.together(index) if hasattr(data, "together") else None,
+            watch=lambda steps: track(steps, "ridge of the model itself"),
+        )
+    except ValueError as error:  # too few images per class
+        log.warning("the ridge stays that of the surrogate, as %d images cannot judge another: %s", len(part), error)
+        return
     settled = torch.tensor([mean_of_ridge(found.ridge, samples)], dtype=torch.float64, device=method.device)
     old, method.ridge = method.ridge, float(current_reducer().broadcast_(settled))
     method.relative_ridge *= method.ridge / old

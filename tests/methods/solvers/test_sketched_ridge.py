@@ -62,3 +62,11 @@ def test_with_exact_rows_no_other_ridge_is_better():
     losses = [loss(factor * chosen) for factor in (0.1, 0.3, 3.0, 10.0)]
     assert max(losses) > loss(chosen) + 0.01  # it matters
     assert min(losses) > loss(chosen) - 2e-3
+
+
+def test_images_that_cannot_judge_leave_the_ridge_as_it_is(caplog):
+    caplog.set_level(logging.WARNING, "lqf_lightning")
+    method = build(tolerance=1e-9, acceleration="sketch", **LEARNED)
+    solve(method, samples=3, epochs=1)  # one of each class: nothing can be learned
+    assert any("cannot judge another" in text for text in caplog.messages)
+    assert method.ridge * 3 == pytest.approx(method.learned_penalty.ridge)
